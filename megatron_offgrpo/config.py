@@ -1,0 +1,201 @@
+"""The configuration of a run: frozen dataclasses that a recipe function fills in.
+
+A recipe is a function without required arguments that returns a `RunConfig`; a variant changes a few fields of
+another with `dataclasses.replace`. Nothing stands between the recipe and the run but `--set path=value`
+(`megatron_offgrpo/overrides.py`). Callables (an objective's parts) are `functools.partial`s or plain functions.
+"""
+
+import functools
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, Literal
+
+from megatron_offgrpo.errors import ConfigError
+
+WeightMode = Literal["constant", "token", "sequence", "group"]
+AllPositiveRule = Literal["set", "add", "none"]
+
+
+@dataclass(frozen=True)
+class PathsConfig:
+    """Where the artefacts are; every stage reads and writes here."""
+
+    hf_model: str = ""
+    """Hugging Face folder of the student before training: configuration, tokenizer, safetensors."""
+    store: str = ""
+    """STORE: tokenised trajectory groups (`offgrpo prepare`)."""
+    megatron: str = ""
+    """MEGATRON CHECKPOINT the run starts from (`offgrpo convert hf-to-megatron`)."""
+    reference: str = ""
+    """REFERENCE: log-probs of the reference model (`offgrpo reference`)."""
+    plan: str = ""
+    """PLAN: steps, packs and token weights (`offgrpo plan`)."""
+    output: str = ""
+    """Where training writes checkpoints, metrics and its manifest."""
+
+
+@dataclass(frozen=True)
+class PlanConfig:
+    """Which trajectories form which pack in which step. Independent of the number of GPUs."""
+
+    epochs: int = 1
+    groups_per_step: int = 32
+    """Trajectory groups (problems) in one optimizer step; the last step of an epoch takes what remains."""
+    trajectories_per_group: int | None = 8
+    """K. A longer group is cut to its first K; None takes each group as it is."""
+    short_groups: Literal["keep", "cycle"] = "keep"
+    """A group with fewer than K: `keep` it short, or `cycle` its trajectories up to K."""
+    drop_silent_groups: bool = False
+    """Leave out groups whose advantages, KL and entropy terms all vanish; refused where a KL or entropy term exists."""
+    max_pack_tokens: int = 32768
+    """T, the most tokens in a pack (one micro-batch of one data-parallel rank)."""
+    pack_multiple: int = 64
+    """Packs are padded to a multiple of this; must be divisible by tp (sequence parallelism) and 2*cp."""
+    seed: int = 0
+    """Order of the groups; epoch e is shuffled with (seed, e)."""
+    shuffle: bool = True
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """loss = sum_t w_t surrogate(logp_t, mu_t, A_i) + v_t (beta kl(logp_t, ref_t) - c H_t); see docs/objective.md."""
+
+    advantage: Callable[..., Any]
+    """(rewards_G, on_policy_G) -> A_G; one of megatron_offgrpo.objective.advantages."""
+    surrogate: Callable[..., Any]
+    """(logp, mu, advantage) -> loss per token; one of megatron_offgrpo.objective.surrogates."""
+    kl: Callable[..., Any]
+    """(logp, ref) -> estimate of KL(pi || ref) per token; one of megatron_offgrpo.objective.divergences."""
+    all_positive: AllPositiveRule = "set"
+    """Groups in which every reward is 1: `set` makes A = b, `add` makes A + b, `none` leaves A."""
+    all_positive_bias: float = 0.1
+    """b."""
+    beta: float = 0.2
+    """Weight of the KL term; with 0 no reference is needed."""
+    entropy_coefficient: float = 0.001
+    """c, the weight of the entropy bonus."""
+    weight: WeightMode = "constant"
+    """w_t: constant 1/(B L_max), token 1/(tokens of the step), sequence 1/(B |o_i|), group 1/(groups * tokens of group)."""
+    kl_weight: WeightMode | None = None
+    """v_t, the weight of the KL and entropy terms; None: as `weight`."""
+    max_response_tokens: int = 31744
+    """L_max of the `constant` mode."""
+    mask_truncated: bool = False
+    """Give the tokens of responses cut at the maximum length (no EOS) weight 0."""
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW on fp32 master weights, sharded over data-parallel ranks."""
+
+    lr: float = 1e-7
+    min_lr: float = 0.0
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: int = 0
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+    clip_grad: float = 1.0
+    """Maximum global gradient norm; 0 does not clip."""
+
+
+@dataclass(frozen=True)
+class LayoutConfig:
+    """How the model lies on the processes; data parallelism takes the rest of them."""
+
+    tp: int = 1
+    pp: int = 1
+    vpp: int = 1
+    """Virtual pipeline stages per pipeline rank."""
+    cp: int = 1
+    ep: int = 1
+    sequence_parallel: bool = False
+    processes: int = 1
+    """Local processes that a plainly started command makes; under torchrun or srun their world size counts."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """How the model is computed."""
+
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """bf16 computes in bf16 and keeps fp32 master weights."""
+    implementation: Literal["portable", "transformer_engine"] = "portable"
+    """Layer implementation; `offgrpo doctor` says which are installed."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    head_chunk_mebibytes: int = 64
+    """Size of one fp32 [tokens, V_local] chunk in the log-prob head."""
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When training saves."""
+
+    every_steps: int = 50
+    """0 saves at the end only (and on SIGTERM or SIGUSR1)."""
+    keep: int = 2
+    """Number of the newest checkpoints kept; 0 keeps all."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything a run depends on."""
+
+    name: str
+    objective: ObjectiveConfig
+    paths: PathsConfig = PathsConfig()
+    plan: PlanConfig = PlanConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    layout: LayoutConfig = LayoutConfig()
+    model: ModelConfig = ModelConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    seed: int = 0
+    """Megatron's random state; only dropout uses it, and the recipes have none."""
+
+
+def describe_callable(function: Callable[..., Any]) -> dict[str, Any]:
+    """{"call": "module:qualname", "args": bound keyword arguments} of a function or a partial of one."""
+    if isinstance(function, functools.partial):
+        if function.args:
+            raise ConfigError("bind arguments of an objective by keyword", where=repr(function))
+        inner = describe_callable(function.func)
+        return {"call": inner["call"], "args": {**inner["args"], **function.keywords}}
+    return {"call": f"{function.__module__}:{function.__qualname__}", "args": {}}
+
+
+def resolve_callable(name: str, where: str) -> Callable[..., Any]:
+    """The function named `module:qualname`.
+
+    Raises:
+        ConfigError: no such module or function.
+    """
+    module_name, _, qualname = name.partition(":")
+    try:
+        found: Any = importlib.import_module(module_name)
+        for part in qualname.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as cause:
+        raise ConfigError(
+            f"no such function ({cause})", where=where, expected="module:function", got=name
+        ) from None
+    if not callable(found):
+        raise ConfigError("not a function", where=where, expected="module:function", got=name)
+    return found
+
+
+def to_dict(config: Any) -> Any:
+    """The configuration as JSON-able values; stored in every artefact made from it."""
+    if is_dataclass(config) and not isinstance(config, type):
+        return {field.name: to_dict(getattr(config, field.name)) for field in fields(config)}
+    if callable(config):
+        return describe_callable(config)
+    return config
+
+
+def with_values(config: RunConfig, **sections: dict[str, Any]) -> RunConfig:
+    """A copy of `config` with some fields of some sections replaced: `with_values(c, plan={"epochs": 3})`."""
+    return replace(
+        config, **{name: replace(getattr(config, name), **values) for name, values in sections.items()}
+    )
