@@ -88,9 +88,7 @@ def read_manifest(folder: Path, kind: Kind, *, remedy: str) -> Manifest:
     except (OSError, ValueError, TypeError) as cause:
         raise error(f"unreadable manifest ({cause})", where=str(path), remedy=remedy) from None
     if manifest.kind != kind:
-        raise error(
-            "wrong kind of artefact", where=str(path), expected=kind, got=manifest.kind, remedy=remedy
-        )
+        raise error("wrong kind of artefact", where=str(path), expected=kind, got=manifest.kind, remedy=remedy)
     if manifest.format_version != FORMAT_VERSION:
         raise error(
             "unknown format version",
@@ -102,9 +100,7 @@ def read_manifest(folder: Path, kind: Kind, *, remedy: str) -> Manifest:
     return manifest
 
 
-def require_input(
-    manifest: Manifest, name: str, fingerprint: str, *, where: Path, other: str, remedy: str
-) -> None:
+def require_input(manifest: Manifest, name: str, fingerprint: str, *, where: Path, other: str, remedy: str) -> None:
     """Refuses an artefact that was made from another input than the one in use.
 
     Args:
@@ -129,9 +125,7 @@ def atomic_folder(target: Path, *, overwrite: bool = True) -> Iterator[Path]:
     """
     target = Path(target).absolute()
     if target.exists() and not overwrite:
-        raise DataError(
-            "already exists", where=str(target), remedy="pass --overwrite or choose another folder"
-        )
+        raise DataError("already exists", where=str(target), remedy="pass --overwrite or choose another folder")
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
     temporary.chmod(0o755)

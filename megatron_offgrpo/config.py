@@ -76,7 +76,7 @@ class ObjectiveConfig:
     entropy_coefficient: float = 0.001
     """c, the weight of the entropy bonus."""
     weight: WeightMode = "constant"
-    """w_t: constant 1/(B L_max), token 1/(tokens of the step), sequence 1/(B |o_i|), group 1/(groups * tokens of group)."""
+    """w_t: constant 1/(B L_max), token 1/(tokens in step), sequence 1/(B |o_i|), group 1/(groups * its tokens)."""
     kl_weight: WeightMode | None = None
     """v_t, the weight of the KL and entropy terms; None: as `weight`."""
     max_response_tokens: int = 31744
@@ -177,9 +177,7 @@ def resolve_callable(name: str, where: str) -> Callable[..., Any]:
         for part in qualname.split("."):
             found = getattr(found, part)
     except (ImportError, AttributeError) as cause:
-        raise ConfigError(
-            f"no such function ({cause})", where=where, expected="module:function", got=name
-        ) from None
+        raise ConfigError(f"no such function ({cause})", where=where, expected="module:function", got=name) from None
     if not callable(found):
         raise ConfigError("not a function", where=where, expected="module:function", got=name)
     return found
@@ -196,6 +194,4 @@ def to_dict(config: Any) -> Any:
 
 def with_values(config: RunConfig, **sections: dict[str, Any]) -> RunConfig:
     """A copy of `config` with some fields of some sections replaced: `with_values(c, plan={"epochs": 3})`."""
-    return replace(
-        config, **{name: replace(getattr(config, name), **values) for name, values in sections.items()}
-    )
+    return replace(config, **{name: replace(getattr(config, name), **values) for name, values in sections.items()})

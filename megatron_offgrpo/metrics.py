@@ -52,7 +52,7 @@ Metrics = dict[str, Metric]
 
 
 def combine(parts: list[Metrics]) -> Metrics:
-    """Reduces the same step's metrics from several micro-batches or ranks; a name missing in a part is skipped there."""
+    """Reduces one step's metrics from several micro-batches or ranks; a name missing in a part is skipped."""
     combined: Metrics = {}
     for part in parts:
         for name, metric in part.items():

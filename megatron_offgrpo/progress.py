@@ -73,6 +73,5 @@ class _PlainLines:
         if finished or now - self.last > PLAIN_LINE_EVERY_SECONDS:
             self.last = now
             share = 100 * self.done / max(self.total, 1)
-            say(
-                f"{self.description}: {self.done:g}/{self.total:g} ({share:.0f} %) {now - self.start:.0f} s {note}".rstrip()
-            )
+            seconds = now - self.start
+            say(f"{self.description}: {self.done:g}/{self.total:g} ({share:.0f} %) {seconds:.0f} s {note}".rstrip())
