@@ -1,0 +1,135 @@
+"""Starts and ends the process groups, and answers where this process is in the layout."""
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from megatron_offgrpo.config import LayoutConfig
+from megatron_offgrpo.errors import ConfigError
+from megatron_offgrpo.parallel import adamw, portable
+
+
+@dataclass(frozen=True)
+class Placement:
+    """This process in the layout; `dp` and its rank do not count context-parallel ranks."""
+
+    rank: int
+    world_size: int
+    dp: int
+    dp_rank: int
+    tp_rank: int
+    cp: int
+    cp_rank: int
+    is_first_stage: bool
+    is_last_stage: bool
+    device: torch.device
+
+    @property
+    def is_writer(self) -> bool:
+        """The one process that prints and writes files."""
+        return self.rank == 0
+
+    @property
+    def reports_loss(self) -> bool:
+        """Last stage, first of its tensor-parallel group: each data- and context-parallel share counts once."""
+        return self.is_last_stage and self.tp_rank == 0
+
+
+def data_parallel_size(layout: LayoutConfig, world_size: int) -> int:
+    """dp = world / (tp pp cp).
+
+    Raises:
+        ConfigError: the processes do not divide evenly, or the layout contradicts itself.
+    """
+    model_parallel = layout.tp * layout.pp * layout.cp
+    if world_size % model_parallel:
+        raise ConfigError(
+            "the number of processes does not fit the layout",
+            where="layout",
+            expected=f"a multiple of tp*pp*cp = {layout.tp}*{layout.pp}*{layout.cp} = {model_parallel}",
+            got=f"{world_size} processes",
+            remedy="change layout.tp, layout.pp or layout.cp, or the number of processes",
+        )
+    if layout.sequence_parallel and layout.tp == 1:
+        raise ConfigError(
+            "sequence parallelism needs tensor parallelism",
+            where="layout.sequence_parallel",
+            expected="tp > 1",
+            got="tp = 1",
+        )
+    if layout.vpp > 1 and layout.pp == 1:
+        raise ConfigError(
+            "virtual pipeline stages need pipeline parallelism", where="layout.vpp", expected="pp > 1", got="pp = 1"
+        )
+    dp = world_size // model_parallel
+    if (dp * layout.cp * layout.tp) % layout.ep:
+        raise ConfigError(
+            "expert parallelism does not divide the ranks of a pipeline stage",
+            where="layout.ep",
+            expected=f"a divisor of {dp * layout.cp * layout.tp}",
+            got=layout.ep,
+        )
+    return dp
+
+
+def start(layout: LayoutConfig, *, seed: int, timeout_minutes: int = 30) -> Placement:
+    """Joins the process group (torchrun's or srun's environment; alone without one) and makes Megatron's groups."""
+    portable.install()
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    data_parallel_size(layout, world_size)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    if not dist.is_initialized():
+        _join(world_size, timeout_minutes)
+    return place(layout, seed)
+
+
+def _join(world_size: int, timeout_minutes: int) -> None:
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    timeout = timedelta(minutes=timeout_minutes)
+    if world_size == 1 and "MASTER_ADDR" not in os.environ:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+    else:
+        dist.init_process_group(backend, timeout=timeout)
+
+
+def place(layout: LayoutConfig, seed: int) -> Placement:
+    """Makes Megatron's process groups for `layout` over the joined processes."""
+    adamw.install()
+    from megatron.core import parallel_state
+    from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+
+    parallel_state.destroy_model_parallel()
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=layout.tp,
+        pipeline_model_parallel_size=layout.pp,
+        virtual_pipeline_model_parallel_size=layout.vpp if layout.vpp > 1 else None,
+        context_parallel_size=layout.cp,
+        expert_model_parallel_size=layout.ep,
+        expert_tensor_parallel_size=1 if layout.ep > 1 else None,
+    )
+    model_parallel_cuda_manual_seed(seed + 1, force_reset_rng=True)
+    return Placement(
+        rank=dist.get_rank(),
+        world_size=dist.get_world_size(),
+        dp=parallel_state.get_data_parallel_world_size(),
+        dp_rank=parallel_state.get_data_parallel_rank(),
+        tp_rank=parallel_state.get_tensor_model_parallel_rank(),
+        cp=layout.cp,
+        cp_rank=parallel_state.get_context_parallel_rank(),
+        is_first_stage=parallel_state.is_pipeline_first_stage(),
+        is_last_stage=parallel_state.is_pipeline_last_stage(),
+        device=torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu"),
+    )
+
+
+def stop() -> None:
+    """Leaves the process groups."""
+    from megatron.core import parallel_state
+
+    parallel_state.destroy_model_parallel()
+    if dist.is_initialized():
+        dist.destroy_process_group()
