@@ -122,8 +122,6 @@ class ModelConfig:
 
     precision: Literal["fp32", "bf16"] = "bf16"
     """bf16 computes in bf16 and keeps fp32 master weights."""
-    implementation: Literal["portable", "transformer_engine"] = "portable"
-    """Layer implementation; `offgrpo doctor` says which are installed."""
     recompute: Literal["none", "selective", "full"] = "none"
     head_chunk_mebibytes: int = 64
     """Size of one fp32 [tokens, V_local] chunk in the log-prob head."""

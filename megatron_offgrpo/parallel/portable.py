@@ -59,6 +59,8 @@ class _CudaMeansCpu(TorchFunctionMode):
 class _Stream:
     """Work on the CPU is already ordered; every wait is over before it starts."""
 
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+
     def wait_stream(self, *_: Any) -> None: ...
 
     def wait_event(self, *_: Any) -> None: ...
@@ -97,7 +99,7 @@ def _replace_cuda_functions() -> None:
         "empty_cache": _nothing,
         "current_stream": _stream,
         "default_stream": _stream,
-        "Stream": _stream,
+        "Stream": _Stream,
         "Event": _Event,
         "stream": lambda _: contextlib.nullcontext(),
         "get_rng_state": lambda *_, **__: torch.get_rng_state(),

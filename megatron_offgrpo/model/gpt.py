@@ -1,0 +1,198 @@
+"""The student: Megatron's GPT model over packed trajectory groups, with the lean log-prob head."""
+
+import math
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.models.gpt import GPTModel
+from megatron.core.tensor_parallel.mappings import (
+    copy_to_tensor_model_parallel_region,
+    gather_from_sequence_parallel_region,
+)
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+from megatron_offgrpo.config import LayoutConfig, ModelConfig
+from megatron_offgrpo.errors import ConfigError
+from megatron_offgrpo.model.hf_config import Architecture, rope_inverse_frequencies
+from megatron_offgrpo.model.layers import RMSNorm, portable_layer_spec
+from megatron_offgrpo.model.packing import ModelInput
+from megatron_offgrpo.parallel import portable
+from megatron_offgrpo.parallel.logprob import chunk_rows_for, vocab_parallel_logprob
+
+PADDED_VOCAB_MULTIPLE = 128
+"""Megatron-LM's make_vocab_size_divisible_by."""
+
+
+class PackedGPTModel(GPTModel):
+    """Maps a pack to log-prob and entropy of its response tokens; on earlier pipeline stages to hidden states."""
+
+    def __init__(
+        self, config: TransformerConfig, architecture: Architecture, head_chunk_mebibytes: int, **stage: Any
+    ) -> None:
+        layers = get_num_layers_to_build(config, stage.get("vp_stage"))
+        super().__init__(
+            config,
+            TransformerBlockSubmodules(layer_specs=[portable_layer_spec(config)] * layers, layer_norm=RMSNorm),
+            vocab_size=padded_vocab_size(architecture.vocab_size, config.tensor_model_parallel_size),
+            max_sequence_length=architecture.max_positions,
+            share_embeddings_and_output_weights=architecture.tied_embeddings,
+            # The rotary table comes from explicit positions, see `forward`.
+            position_embedding_type="none",
+            **stage,
+        )
+        self.real_vocab_size = architecture.vocab_size
+        self.chunk_rows = chunk_rows_for(head_chunk_mebibytes, self.vocab_size // config.tensor_model_parallel_size)
+        device = None if config.use_cpu_initialization else torch.cuda.current_device()
+        inverse = rope_inverse_frequencies(architecture).to(device)
+        self.register_buffer("inverse_frequencies", inverse, persistent=False)
+
+    def forward(self, pack: ModelInput) -> Tensor:
+        """[2, R] fp32 log-probs and entropies (nats) on the last stage; [T or T/tp, 1, H] hidden states before it."""
+        hidden = self.embedding(input_ids=pack.ids_1T, position_ids=None) if self.pre_process else None
+        angles_TD = torch.outer(pack.positions_T.float(), self.inverse_frequencies.float())
+        hidden = self.decoder(
+            hidden_states=hidden,
+            attention_mask=None,
+            rotary_pos_emb=torch.cat((angles_TD, angles_TD), dim=-1)[:, None, None, :],
+            packed_seq_params=pack.segments,
+        )
+        if not self.post_process:
+            return hidden
+        return torch.stack(self._head(hidden, pack))
+
+    def _head(self, hidden: Tensor, pack: ModelInput) -> tuple[Tensor, Tensor]:
+        # Either mapping sums the hidden states' gradient over the tensor-parallel group, once.
+        if self.config.sequence_parallel:
+            hidden = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=True)
+            hidden_RH = hidden[:, 0].index_select(0, pack.rows_R)
+        else:
+            hidden_RH = copy_to_tensor_model_parallel_region(hidden[:, 0].index_select(0, pack.rows_R))
+        weight = (
+            self.shared_embedding_or_output_weight()
+            if self.share_embeddings_and_output_weights
+            else self.output_layer.weight
+        )
+        return vocab_parallel_logprob(
+            hidden_RH,
+            weight,
+            pack.targets_R,
+            first_column=parallel_state.get_tensor_model_parallel_rank() * weight.shape[0],
+            vocab_size=self.real_vocab_size,
+            chunk_rows=self.chunk_rows,
+            group=parallel_state.get_tensor_model_parallel_group(),
+        )
+
+
+def padded_vocab_size(vocab_size: int, tp: int) -> int:
+    """Rows of the embedding under tensor parallelism: the next multiple of 128 tp, as in Megatron-LM."""
+    multiple = PADDED_VOCAB_MULTIPLE * tp
+    return math.ceil(vocab_size / multiple) * multiple
+
+
+def transformer_config(architecture: Architecture, layout: LayoutConfig, model: ModelConfig) -> TransformerConfig:
+    """Megatron's configuration of this architecture in this layout.
+
+    Raises:
+        ConfigError: the architecture does not divide over the layout.
+    """
+    _check_divides(architecture, layout)
+    dtype = torch.bfloat16 if model.precision == "bf16" else torch.float32
+    experts = architecture.experts
+    mixture: dict[str, Any] = {}
+    if experts is not None:
+        mixture = {
+            "num_moe_experts": experts.count,
+            "moe_router_topk": experts.active,
+            "moe_ffn_hidden_size": experts.ffn_hidden_size,
+            # softmax then top-k keeps raw probabilities; top-k then softmax normalises them.
+            "moe_router_pre_softmax": not experts.normalise_top_k,
+            "moe_router_dtype": "fp32",
+            # An auxiliary loss per micro-batch would depend on the layout.
+            "moe_router_load_balancing_type": "none",
+            "moe_aux_loss_coeff": 0.0,
+        }
+    return TransformerConfig(
+        num_layers=architecture.num_layers,
+        hidden_size=architecture.hidden_size,
+        ffn_hidden_size=architecture.ffn_hidden_size,
+        num_attention_heads=architecture.num_heads,
+        num_query_groups=architecture.num_kv_heads,
+        kv_channels=architecture.head_dim,
+        layernorm_epsilon=architecture.norm_epsilon,
+        init_method_std=architecture.initializer_range,
+        normalization="RMSNorm",
+        qk_layernorm=architecture.qk_norm,
+        add_qkv_bias=architecture.qkv_bias,
+        add_bias_linear=False,
+        gated_linear_unit=True,
+        activation_func=torch.nn.functional.silu,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        bf16=model.precision == "bf16",
+        tensor_model_parallel_size=layout.tp,
+        pipeline_model_parallel_size=layout.pp,
+        virtual_pipeline_model_parallel_size=layout.vpp if layout.vpp > 1 else None,
+        context_parallel_size=layout.cp,
+        expert_model_parallel_size=layout.ep,
+        expert_tensor_parallel_size=1 if layout.ep > 1 else None,
+        sequence_parallel=layout.sequence_parallel,
+        use_cpu_initialization=portable.needed(),
+        # Packs differ in length, so pipeline stages tell each other the shape.
+        variable_seq_lengths=True,
+        moe_token_dispatcher_type="alltoall",
+        # The plan's weights are the whole normalisation; see training/step.py.
+        calculate_per_token_loss=True,
+        bias_activation_fusion=False,
+        bias_dropout_fusion=False,
+        masked_softmax_fusion=False,
+        gradient_accumulation_fusion=False,
+        apply_rope_fusion=False,
+        recompute_granularity=None if model.recompute == "none" else model.recompute,
+        recompute_method="uniform" if model.recompute == "full" else None,
+        recompute_num_layers=1 if model.recompute == "full" else None,
+        **mixture,
+    )
+
+
+def build_model(architecture: Architecture, layout: LayoutConfig, model: ModelConfig) -> list[PackedGPTModel]:
+    """This process's model chunks (one, or `layout.vpp` of them), with random weights, on its device."""
+    config = transformer_config(architecture, layout, model)
+    chunks = []
+    for stage in range(layout.vpp):
+        vp_stage = stage if layout.vpp > 1 else None
+        chunk = PackedGPTModel(
+            config,
+            architecture,
+            model.head_chunk_mebibytes,
+            pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage),
+            post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage),
+            vp_stage=vp_stage,
+        )
+        chunks.append(chunk if portable.needed() else chunk.cuda())
+    return chunks
+
+
+def _check_divides(architecture: Architecture, layout: LayoutConfig) -> None:
+    for field, size, by, value in (
+        ("layout.tp", "attention heads", layout.tp, architecture.num_heads),
+        ("layout.tp", "key-value heads", layout.tp, architecture.num_kv_heads),
+        ("layout.tp", "feed-forward width", layout.tp, architecture.ffn_hidden_size),
+        ("layout.pp", "layers", layout.pp * layout.vpp, architecture.num_layers),
+    ):
+        if value % by:
+            raise ConfigError(
+                f"does not divide the model's {size}", where=field, expected=f"a divisor of {value}", got=by
+            )
+    if layout.ep > 1 and (architecture.experts is None or architecture.experts.count % layout.ep):
+        count = architecture.experts.count if architecture.experts else 0
+        raise ConfigError(
+            "does not divide the model's experts",
+            where="layout.ep",
+            expected=f"a divisor of {count} experts",
+            got=layout.ep,
+        )

@@ -1,0 +1,110 @@
+"""The portable transformer layer: Megatron's own, with a norm and a core attention that know packed segments.
+
+Parameter names in checkpoints are those of Megatron's Transformer Engine layer, dense and MoE.
+"""
+
+import math
+from itertools import pairwise
+from typing import Any
+
+import torch
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+from torch.nn.functional import rms_norm, scaled_dot_product_attention
+
+from megatron_offgrpo.model.packing import PackedSegments
+
+
+class RMSNorm(torch.nn.Module):
+    """y = x / sqrt(mean(x^2) + eps) * g (Zhang & Sennrich 2019, eq. 4); also under sequence parallelism."""
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6, **_: Any) -> None:
+        super().__init__()
+        self.eps = eps
+        device = None if config.use_cpu_initialization else torch.cuda.current_device()
+        self.weight = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype, device=device))
+        # Tells Megatron to sum this weight's gradient over the tensor-parallel group.
+        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, (x.shape[-1],), self.weight, self.eps)
+
+
+class SegmentAttention(MegatronModule):
+    """Causal attention within each segment of a pack: softmax(q k^T / sqrt(d)) v, grouped queries included."""
+
+    def __init__(self, config: TransformerConfig, softmax_scale: float | None = None, **_: Any) -> None:
+        super().__init__(config=config)
+        assert config.kv_channels is not None
+        self.scale = softmax_scale or 1 / math.sqrt(config.kv_channels)
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        packed_seq_params: PackedSegments,
+        **_: Any,
+    ) -> Tensor:
+        """query [T, 1, heads, d], key and value [T, 1, groups, d] -> [T, 1, heads * d]."""
+        query, key, value = (x.squeeze(1) for x in (query, key, value))
+        if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
+            out = _varlen_attention(query, key, value, packed_seq_params, self.scale)
+        else:
+            out = _attention_by_segment(query, key, value, packed_seq_params.bounds, self.scale)
+        return out.reshape(out.shape[0], 1, -1)
+
+
+def _attention_by_segment(query: Tensor, key: Tensor, value: Tensor, bounds: tuple[int, ...], scale: float) -> Tensor:
+    outputs = []
+    for start, end in pairwise(bounds):
+        q, k, v = (x[start:end].transpose(0, 1)[None] for x in (query, key, value))
+        grouped = query.shape[1] != key.shape[1]
+        out = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=grouped)
+        outputs.append(out[0].transpose(0, 1))
+    return torch.cat(outputs)
+
+
+def _varlen_attention(query: Tensor, key: Tensor, value: Tensor, segments: PackedSegments, scale: float) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    out = varlen_attn(
+        query,
+        key,
+        value,
+        segments.cu_seqlens_q,
+        segments.cu_seqlens_kv,
+        segments.max_seqlen_q,
+        segments.max_seqlen_kv,
+        scale=scale,
+        window_size=(-1, 0),
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    assert isinstance(out, Tensor)
+    return out
+
+
+def portable_layer_spec(config: TransformerConfig) -> ModuleSpec:
+    """The layer Megatron builds: its local spec with `RMSNorm` and `SegmentAttention`, under TE's checkpoint keys."""
+    is_moe = config.num_moe_experts is not None
+    spec = get_gpt_layer_local_spec(
+        num_experts=config.num_moe_experts,
+        moe_grouped_gemm=False,
+        qk_layernorm=config.qk_layernorm,
+        normalization=config.normalization,
+    )
+    layer = spec.submodules
+    layer.input_layernorm = layer.pre_mlp_layernorm = RMSNorm
+    layer.self_attention.submodules.core_attention = SegmentAttention
+    if config.qk_layernorm:
+        layer.self_attention.submodules.q_layernorm = RMSNorm
+        layer.self_attention.submodules.k_layernorm = RMSNorm
+    # TE fuses the norm into the following linear layer, except before a MoE router.
+    layer.sharded_state_dict_keys_map = {"input_layernorm.": "self_attention.linear_qkv.layer_norm_"}
+    if not is_moe:
+        layer.sharded_state_dict_keys_map["pre_mlp_layernorm."] = "mlp.linear_fc1.layer_norm_"
+    return spec
