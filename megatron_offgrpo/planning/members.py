@@ -1,0 +1,111 @@
+"""What the plan reads of a store, and the trajectories of one epoch with everything the plan needs of them."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from megatron_offgrpo.artifacts import Manifest
+from megatron_offgrpo.config import ObjectiveConfig, PlanConfig, WeightMode
+from megatron_offgrpo.objective.advantages import group_advantages
+from megatron_offgrpo.objective.weights import trajectory_weights
+from megatron_offgrpo.planning.schedule import select_members
+from megatron_offgrpo.types import BoolArray, FloatArray, IntArray
+
+
+class Groups(Protocol):
+    """Trajectory groups without their tokens; see `megatron_offgrpo.data.store.TrajectoryStore`."""
+
+    @property
+    def manifest(self) -> Manifest: ...
+    @property
+    def num_groups(self) -> int: ...
+    @property
+    def num_trajectories(self) -> int: ...
+    @property
+    def group_offsets(self) -> IntArray: ...
+    @property
+    def prompt_lengths(self) -> IntArray: ...
+    @property
+    def response_lengths(self) -> IntArray: ...
+    @property
+    def rewards(self) -> FloatArray: ...
+    @property
+    def on_policy(self) -> BoolArray: ...
+    @property
+    def truncated(self) -> BoolArray: ...
+
+
+@dataclass(frozen=True)
+class Members:
+    """The M trajectories of one epoch in store order, after cutting and cycling; groups lie one after another."""
+
+    trajectory: IntArray
+    """[M] store index; a cycled trajectory stands there several times."""
+    group: IntArray
+    """[M]"""
+    offsets: IntArray
+    """[G + 1] where each group begins."""
+    tokens: IntArray
+    """[M] prompt and response tokens."""
+    response_tokens: IntArray
+    """[M]"""
+
+    @property
+    def groups(self) -> IntArray:
+        """The groups that have a member."""
+        return np.flatnonzero(np.diff(self.offsets) > 0)
+
+
+@dataclass(frozen=True)
+class Signals:
+    """What the objective makes of the members."""
+
+    reward: FloatArray
+    advantage: FloatArray
+    """Over the members of a group as they stand in the step, repeats included."""
+    masked: BoolArray
+    """Truncated, where the objective masks those."""
+
+
+def epoch_members(store: Groups, plan: PlanConfig) -> Members:
+    """The trajectories of one epoch."""
+    trajectory, offsets = select_members(store.group_offsets, plan.trajectories_per_group, plan.short_groups)
+    responses = np.asarray(store.response_lengths, dtype=np.int64)[trajectory]
+    return Members(
+        trajectory=trajectory,
+        group=np.repeat(np.arange(len(offsets) - 1), np.diff(offsets)),
+        offsets=offsets,
+        tokens=np.asarray(store.prompt_lengths, dtype=np.int64)[trajectory] + responses,
+        response_tokens=responses,
+    )
+
+
+def member_signals(store: Groups, members: Members, objective: ObjectiveConfig) -> Signals:
+    """Rewards, advantages and masks of the members."""
+    rewards = np.asarray(store.rewards, dtype=np.float64)[members.trajectory]
+    return Signals(
+        reward=rewards,
+        advantage=group_advantages(
+            rewards,
+            members.offsets,
+            store.on_policy[members.trajectory],
+            objective.advantage,
+            objective.all_positive,
+            objective.all_positive_bias,
+        ),
+        masked=store.truncated[members.trajectory] & objective.mask_truncated,
+    )
+
+
+def step_weights(
+    mode: WeightMode, objective: ObjectiveConfig, members: Members, signals: Signals, places: IntArray
+) -> FloatArray:
+    """The weight of each response token of the members at `places`, which form one step."""
+    return trajectory_weights(
+        mode,
+        members.response_tokens[places],
+        members.group[places],
+        max_response_tokens=objective.max_response_tokens,
+        mask_N=signals.masked[places],
+    )

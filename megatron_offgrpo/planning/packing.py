@@ -1,0 +1,141 @@
+"""Packing: which sequences of one optimizer step share a pack."""
+
+import heapq
+from collections.abc import Sequence
+
+import numpy as np
+
+from megatron_offgrpo.errors import ConfigError
+from megatron_offgrpo.types import IntArray
+
+FILL_SEARCH_LIMIT = 2048
+"""Steps with more sequences than this are not searched beyond best fit, which reaches the bound on them in practice."""
+
+
+def pack(lengths: IntArray, max_tokens: int, *, names: Sequence[int] | IntArray | None = None) -> list[list[int]]:
+    """Packs the sequences of one step into as few packs as it can, and then as evenly as it can.
+
+    The lower bound P on the number of packs is computed first. Longest-first into P packs, each sequence to the
+    emptiest, gives nearly equal packs; where that overflows, best fit decreasing, and where that needs more than P,
+    filling pack by pack with the largest reachable sum, decide the number of packs. Deterministic.
+
+    Args:
+        lengths: int [n], tokens.
+        max_tokens: capacity of a pack.
+        names: store indices of the sequences, for the error message.
+
+    Returns:
+        Packs of positions 0 to n - 1, ascending in each pack; packs ascend by their first position.
+
+    Raises:
+        ConfigError: a sequence is longer than `max_tokens`.
+    """
+    _require_fit(lengths, max_tokens, names)
+    order = np.argsort(-lengths, kind="stable").tolist()
+    sizes = lengths.tolist()
+    bound = lower_bound(lengths, max_tokens)
+    packs = _evenly(order, sizes, max_tokens, bound)
+    if packs is None:
+        packs = _best_fit(order, sizes, max_tokens)
+        if len(packs) > bound and len(sizes) <= FILL_SEARCH_LIMIT:
+            packs = min(packs, _fullest(order, sizes, max_tokens), key=len)
+        packs = _evenly(order, sizes, max_tokens, len(packs)) or packs
+    return sorted(sorted(members) for members in packs)
+
+
+def lower_bound(lengths: IntArray, max_tokens: int) -> int:
+    """Packs that any packing needs: the best of Martello & Toth's bounds L2 over all thresholds (1990, section 8.3).
+
+    For a threshold k <= C/2, sequences over C - k fill a pack alone, those over C/2 need one each, and the tokens of
+    those from k to C/2 that find no room beside the latter need packs of their own. k = 0 gives ceil(tokens / C).
+    """
+    if len(lengths) == 0:
+        return 0
+    ascending = np.sort(lengths).astype(np.int64)
+    sums = np.concatenate([[0], np.cumsum(ascending)])
+    thresholds = np.unique(np.concatenate([[0], ascending[ascending <= max_tokens // 2]]))
+    half = np.searchsorted(ascending, max_tokens // 2, side="right")
+    small = np.searchsorted(ascending, thresholds, side="left")
+    alone = np.searchsorted(ascending, max_tokens - thresholds, side="right")
+    num_over_half = len(ascending) - half
+    room = (alone - half) * max_tokens - (sums[alone] - sums[half])
+    excess = np.maximum(0, sums[half] - sums[small] - room)
+    return max(1, int((num_over_half + -(-excess // max_tokens)).max()))
+
+
+def _require_fit(lengths: IntArray, max_tokens: int, names: Sequence[int] | IntArray | None) -> None:
+    too_long = np.flatnonzero(lengths > max_tokens)
+    if len(too_long):
+        worst = too_long[np.argmax(lengths[too_long])]
+        name = int(worst if names is None else names[worst])
+        raise ConfigError(
+            f"{len(too_long)} trajectories do not fit into a pack; the longest is trajectory {name}",
+            where="plan.max_pack_tokens",
+            expected=f"at most {max_tokens} tokens of prompt and response",
+            got=f"{int(lengths[worst])} tokens",
+            remedy="raise plan.max_pack_tokens (more context parallelism makes room for it), or prepare the store "
+            "with smaller --max-prompt-tokens or --max-response-tokens",
+        )
+
+
+def _evenly(order: list[int], sizes: list[int], max_tokens: int, num_packs: int) -> list[list[int]] | None:
+    """Longest first, each to the emptiest pack (Graham 1969); None where the emptiest pack overflows."""
+    packs: list[list[int]] = [[] for _ in range(num_packs)]
+    loads = [(0, number) for number in range(num_packs)]
+    for item in order:
+        load, number = loads[0]
+        if load + sizes[item] > max_tokens:
+            return None
+        heapq.heapreplace(loads, (load + sizes[item], number))
+        packs[number].append(item)
+    return [members for members in packs if members]
+
+
+def _best_fit(order: list[int], sizes: list[int], max_tokens: int) -> list[list[int]]:
+    """Best fit decreasing: each to the fullest pack with room, found in a bit set of the packs' free tokens."""
+    packs: list[list[int]] = []
+    packs_with_room: dict[int, list[int]] = {}
+    rooms = 0
+    for item in order:
+        size = sizes[item]
+        fitting = rooms >> size
+        if fitting:
+            room = size + (fitting & -fitting).bit_length() - 1
+            number = packs_with_room[room].pop()
+            if not packs_with_room[room]:
+                rooms ^= 1 << room
+        else:
+            room, number = max_tokens, len(packs)
+            packs.append([])
+        packs[number].append(item)
+        packs_with_room.setdefault(room - size, []).append(number)
+        rooms |= 1 << (room - size)
+    return packs
+
+
+def _fullest(order: list[int], sizes: list[int], max_tokens: int) -> list[list[int]]:
+    """Pack by pack: the largest sequence left, then the subset of the rest that fills the pack best.
+
+    The minimum bin slack heuristic of Gupta & Ho (1999) with subset sums as bit sets: bit s of reach[k] is set where
+    some of the first k candidates, the largest first, add up to s.
+    """
+    left, packs = list(order), []
+    while left:
+        first, *candidates = left
+        room = max_tokens - sizes[first]
+        within = (1 << (room + 1)) - 1
+        reach = [1]
+        for item in candidates:
+            reach.append((reach[-1] | reach[-1] << sizes[item]) & within)
+            if reach[-1] >> room:
+                break
+        target = reach[-1].bit_length() - 1
+        members = [first]
+        for k in range(len(reach) - 1, 0, -1):
+            if not reach[k - 1] >> target & 1:
+                members.append(candidates[k - 1])
+                target -= sizes[candidates[k - 1]]
+        packs.append(members)
+        taken = set(members)
+        left = [item for item in left if item not in taken]
+    return packs

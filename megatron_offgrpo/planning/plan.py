@@ -1,0 +1,317 @@
+"""PLAN: steps, packs and token weights of a whole run; the same for any number of GPUs."""
+
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from megatron_offgrpo.artifacts import Manifest, atomic_folder, fingerprint_of, read_manifest, write_manifest
+from megatron_offgrpo.config import ObjectiveConfig, PlanConfig, to_dict
+from megatron_offgrpo.errors import ConfigError, DataError
+from megatron_offgrpo.planning.members import Groups, Members, Signals, epoch_members, member_signals, step_weights
+from megatron_offgrpo.planning.packing import pack
+from megatron_offgrpo.planning.schedule import epoch_steps, ranges
+from megatron_offgrpo.progress import progress
+from megatron_offgrpo.types import FloatArray, IntArray
+
+Int32Array = npt.NDArray[np.int32]
+ARRAYS_FILE = "plan.npz"
+REMEDY = "run `offgrpo plan` again"
+ARRAYS = {
+    "trajectory": np.int64,
+    "step": np.int32,
+    "pack": np.int32,
+    "advantage": np.float64,
+    "weight": np.float64,
+    "kl_weight": np.float64,
+    "reward": np.float64,
+    "tokens": np.int32,
+    "response_tokens": np.int32,
+    "pack_step": np.int32,
+    "pack_tokens": np.int32,
+    "pack_padded": np.int32,
+}
+"""Arrays of a plan and their types on disk."""
+OBJECTIVE_FIELDS = (
+    "advantage",
+    "all_positive",
+    "all_positive_bias",
+    "weight",
+    "kl_weight",
+    "max_response_tokens",
+    "mask_truncated",
+)
+"""Fields of the objective that the plan depends on."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """N entries sorted by (step, pack, place in the pack), one per trajectory and epoch, in P packs."""
+
+    manifest: Manifest
+    trajectory: IntArray
+    """[N] store index."""
+    step: Int32Array
+    """[N] optimizer step."""
+    pack: Int32Array
+    """[N] pack number, ascending over the whole run."""
+    advantage: FloatArray
+    """[N] A."""
+    weight: FloatArray
+    """[N] w of each response token."""
+    kl_weight: FloatArray
+    """[N] v of each response token."""
+    reward: FloatArray
+    """[N]"""
+    tokens: Int32Array
+    """[N] prompt and response tokens."""
+    response_tokens: Int32Array
+    """[N]"""
+    pack_step: Int32Array
+    """[P] optimizer step of each pack."""
+    pack_tokens: Int32Array
+    """[P] real tokens."""
+    pack_padded: Int32Array
+    """[P] tokens computed: rounded up to a multiple of plan.pack_multiple."""
+
+    @property
+    def num_steps(self) -> int:
+        return int(self.pack_step[-1]) + 1
+
+    @property
+    def num_packs(self) -> int:
+        return len(self.pack_step)
+
+    def entries(self, pack: int) -> slice:
+        """The entries of one pack."""
+        first, last = np.searchsorted(self.pack, [pack, pack + 1])
+        return slice(int(first), int(last))
+
+    def packs_of_step(self, step: int) -> range:
+        """The pack numbers of one step."""
+        first, last = np.searchsorted(self.pack_step, [step, step + 1])
+        return range(int(first), int(last))
+
+    def num_trajectories_of_step(self, step: int) -> int:
+        """B of one step, repeats included."""
+        first, last = np.searchsorted(self.step, [step, step + 1])
+        return int(last - first)
+
+
+def build_plan(store: Groups, plan: PlanConfig, objective: ObjectiveConfig) -> Plan:
+    """Plans the whole run: groups into steps, each step's trajectories into packs, weights over each step.
+
+    Raises:
+        ConfigError: settings that contradict each other, or a trajectory longer than a pack.
+        DataError: no group to train on.
+    """
+    _check_settings(plan)
+    members = epoch_members(store, plan)
+    signals = member_signals(store, members, objective)
+    groups = members.groups
+    if plan.drop_silent_groups:
+        _check_silent(objective)
+        groups = np.intersect1d(groups, members.group[signals.advantage != 0])
+    if len(groups) == 0:
+        raise DataError("no group to train on", where="plan", remedy="look at the counts in the store's manifest")
+    parts: list[dict[str, Any]] = []
+    num_packs = 0
+    with progress("plan", plan.epochs * len(groups)) as advance:
+        for epoch in range(plan.epochs):
+            for places, packs in _epoch_packs(plan, members, groups, epoch):
+                parts.append(_step_arrays(objective, members, signals, places, packs))
+                parts[-1]["step"] += len(parts) - 1
+                parts[-1]["pack"] += num_packs
+                parts[-1]["pack_step"] += len(parts) - 1
+                num_packs += len(packs)
+                advance(len(np.unique(members.group[places])))
+    arrays = {
+        name: np.concatenate([part[name] for part in parts]).astype(dtype)
+        for name, dtype in ARRAYS.items()
+        if name != "pack_padded"
+    }
+    arrays["pack_padded"] = -(-arrays["pack_tokens"] // plan.pack_multiple) * np.int32(plan.pack_multiple)
+    manifest = Manifest(
+        kind="plan",
+        fingerprint=_fingerprint(arrays),
+        inputs={"store": store.manifest.fingerprint},
+        counts=_counts(store, members, signals, groups, arrays),
+        config=plan_settings(plan, objective),
+    )
+    return Plan(manifest=manifest, **arrays)
+
+
+def plan_settings(plan: PlanConfig, objective: ObjectiveConfig) -> dict[str, Any]:
+    """The settings that a plan depends on, as they stand in its manifest."""
+    values = to_dict(objective)
+    return {"plan": to_dict(plan), "objective": {name: values[name] for name in OBJECTIVE_FIELDS}}
+
+
+def save_plan(plan: Plan, path: str | Path) -> None:
+    """Writes the plan as a folder that appears only when it is complete."""
+    with atomic_folder(Path(path)) as folder:
+        np.savez(folder / ARRAYS_FILE, **{name: getattr(plan, name) for name in ARRAYS})
+        write_manifest(folder, plan.manifest)
+
+
+def load_plan(path: str | Path) -> Plan:
+    """Reads a plan.
+
+    Raises:
+        DataError: no finished plan there, or its arrays are damaged.
+    """
+    folder = Path(path)
+    manifest = read_manifest(folder, "plan", remedy=f"{REMEDY} to write {folder}")
+    file = folder / ARRAYS_FILE
+    try:
+        with np.load(file, allow_pickle=False) as arrays_file:
+            arrays = {name: arrays_file[name] for name in ARRAYS}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as cause:
+        raise DataError(f"unreadable plan ({cause})", where=str(file), remedy=REMEDY) from None
+    if _fingerprint(arrays) != manifest.fingerprint:
+        raise DataError(
+            "the plan's arrays do not fit its manifest",
+            where=str(file),
+            expected=f"fingerprint {manifest.fingerprint}",
+            got=_fingerprint(arrays),
+            remedy=REMEDY,
+        )
+    return Plan(manifest=manifest, **arrays)
+
+
+def require_settings(plan: Plan, plan_config: PlanConfig, objective: ObjectiveConfig, *, where: str) -> None:
+    """Refuses a plan that was made with other settings than the run's.
+
+    Raises:
+        DataError: naming the first differing field with both values.
+    """
+    wanted = plan_settings(plan_config, objective)
+    for section, values in wanted.items():
+        for name, value in values.items():
+            recorded = plan.manifest.config.get(section, {}).get(name)
+            if recorded != value:
+                raise DataError(
+                    f"this plan was made with another {section}.{name}",
+                    where=where,
+                    expected=value,
+                    got=recorded,
+                    remedy=REMEDY,
+                )
+
+
+def reference_order(store: Groups, plan: PlanConfig) -> list[list[int]]:
+    """Packs of store indices that cover every trajectory: those of the plan's epoch 0, then packs of the rest.
+
+    The first packs are the plan's own, so that a trajectory's reference is computed in the very pack in which the
+    first epoch trains it. Where cycling repeats a trajectory it is computed in each of its packs; the last one
+    computed counts. `drop_silent_groups` is not looked at: it excludes the KL term, and then no reference is read.
+    """
+    _check_settings(plan)
+    members = epoch_members(store, plan)
+    order = [
+        members.trajectory[places[positions]].tolist()
+        for places, packs in _epoch_packs(plan, members, members.groups, epoch=0)
+        for positions in packs
+    ]
+    rest = np.setdiff1d(np.arange(store.num_trajectories), members.trajectory)
+    lengths = np.asarray(store.prompt_lengths, dtype=np.int64)[rest] + np.asarray(store.response_lengths)[rest]
+    return order + [rest[positions].tolist() for positions in pack(lengths, _capacity(plan), names=rest)]
+
+
+def _epoch_packs(
+    plan: PlanConfig, members: Members, groups: IntArray, epoch: int
+) -> Iterator[tuple[IntArray, list[list[int]]]]:
+    """Each step of an epoch: places of its members, and its packs as positions in those places."""
+    steps = epoch_steps(groups, seed=plan.seed, epoch=epoch, shuffle=plan.shuffle, groups_per_step=plan.groups_per_step)
+    for step in steps:
+        places = ranges(members.offsets[step], members.offsets[step + 1] - members.offsets[step])
+        yield places, pack(members.tokens[places], _capacity(plan), names=members.trajectory[places])
+
+
+def _step_arrays(
+    objective: ObjectiveConfig, members: Members, signals: Signals, places: IntArray, packs: list[list[int]]
+) -> dict[str, Any]:
+    """The plan's arrays for one step, steps and packs numbered from 0."""
+    order = np.array([position for positions in packs for position in positions], dtype=np.int64)
+    sizes = np.array([len(positions) for positions in packs], dtype=np.int64)
+    ordered = places[order]
+    kl_mode = objective.weight if objective.kl_weight is None else objective.kl_weight
+    return {
+        "trajectory": members.trajectory[ordered],
+        "step": np.zeros(len(order), dtype=np.int64),
+        "pack": np.repeat(np.arange(len(packs)), sizes),
+        "advantage": signals.advantage[ordered],
+        "weight": step_weights(objective.weight, objective, members, signals, places)[order],
+        "kl_weight": step_weights(kl_mode, objective, members, signals, places)[order],
+        "reward": signals.reward[ordered],
+        "tokens": members.tokens[ordered],
+        "response_tokens": members.response_tokens[ordered],
+        "pack_step": np.zeros(len(packs), dtype=np.int64),
+        "pack_tokens": np.add.reduceat(members.tokens[ordered], np.cumsum(sizes) - sizes),
+    }
+
+
+def _counts(
+    store: Groups, members: Members, signals: Signals, groups: IntArray, arrays: dict[str, Any]
+) -> dict[str, int]:
+    distinct = len(np.unique(members.trajectory))
+    return {
+        "steps": int(arrays["step"][-1]) + 1,
+        "packs": len(arrays["pack_step"]),
+        "trajectories": len(arrays["trajectory"]),
+        "tokens": int(arrays["pack_tokens"].sum(dtype=np.int64)),
+        "padded_tokens": int(arrays["pack_padded"].sum(dtype=np.int64)),
+        "response_tokens": int(arrays["response_tokens"].sum(dtype=np.int64)),
+        "groups_per_epoch": len(groups),
+        "silent_groups_dropped": len(members.groups) - len(groups),
+        "trajectories_cut": store.num_trajectories - distinct,
+        "trajectories_repeated": len(members.trajectory) - distinct,
+        "trajectories_masked": int(signals.masked.sum()),
+        "trajectories_empty": int((members.response_tokens == 0).sum()),
+    }
+
+
+def _capacity(plan: PlanConfig) -> int:
+    """Real tokens that a pack may hold, so that its padded length stays within max_pack_tokens."""
+    return plan.max_pack_tokens // plan.pack_multiple * plan.pack_multiple
+
+
+def _check_settings(plan: PlanConfig) -> None:
+    minima = {"epochs": 1, "groups_per_step": 1, "pack_multiple": 1, "trajectories_per_group": 1, "seed": 0}
+    for name, minimum in minima.items():
+        value = getattr(plan, name)
+        if value is not None and value < minimum:
+            raise ConfigError("too small", where=f"plan.{name}", expected=f">= {minimum}", got=value)
+    if plan.max_pack_tokens < plan.pack_multiple:
+        raise ConfigError(
+            "smaller than plan.pack_multiple",
+            where="plan.max_pack_tokens",
+            expected=f">= {plan.pack_multiple}",
+            got=plan.max_pack_tokens,
+        )
+    if plan.short_groups not in ("keep", "cycle"):
+        raise ConfigError("unknown rule", where="plan.short_groups", expected="keep or cycle", got=plan.short_groups)
+
+
+def _check_silent(objective: ObjectiveConfig) -> None:
+    if objective.beta or objective.entropy_coefficient:
+        raise ConfigError(
+            "groups without advantages still have KL and entropy terms and cannot be dropped",
+            where="plan.drop_silent_groups",
+            expected="objective.beta = 0 and objective.entropy_coefficient = 0",
+            got=f"beta = {objective.beta}, entropy_coefficient = {objective.entropy_coefficient}",
+            remedy="--set plan.drop_silent_groups=false",
+        )
+
+
+def _fingerprint(arrays: dict[str, Any]) -> str:
+    """Of the content alone: equal plans have equal fingerprints wherever they were made."""
+    parts: list[Any] = []
+    for name, dtype in ARRAYS.items():
+        parts += [name, np.ascontiguousarray(arrays[name], dtype=np.dtype(dtype).newbyteorder("<")).tobytes()]
+    return fingerprint_of(*parts)
