@@ -1,0 +1,139 @@
+"""Reads the safetensors of a Hugging Face folder one tensor at a time.
+
+The files are read with plain reads: pages of a memory map would count as this process's memory, and a model would seem
+to need as much as its size.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from megatron_offgrpo.errors import CheckpointError
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor lies: bytes `start` to `start + num_bytes` of `file`."""
+
+    file: Path
+    start: int
+    num_bytes: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+class HfWeights:
+    """The tensors of a model folder, by name; `problems` lists what is wrong with the files themselves.
+
+    Raises:
+        CheckpointError: no safetensors here (pickled weights are refused), or an unreadable or truncated file.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        self.tensors: dict[str, StoredTensor] = {}
+        self.problems: list[str] = []
+        weight_map = self._weight_map()
+        files = sorted(set(weight_map.values())) if weight_map is not None else [SINGLE]
+        for name in files:
+            for tensor_name, stored in _header(self.folder / name).items():
+                self._add(tensor_name, stored, weight_map)
+        for tensor_name in sorted(set(weight_map or ()) - set(self.tensors)):
+            assert weight_map is not None
+            self.problems.append(f"missing {tensor_name}: {INDEX} says it is in {weight_map[tensor_name]}, it is not")
+
+    def _weight_map(self) -> dict[str, str] | None:
+        """The index's map of tensor name to file; None for a single file."""
+        index = self.folder / INDEX
+        if not index.exists():
+            if not (self.folder / SINGLE).exists():
+                raise _no_weights(self.folder)
+            return None
+        try:
+            weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            return {str(name): str(file) for name, file in weight_map.items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as cause:
+            raise CheckpointError(f"unreadable index ({cause!r})", where=str(index), expected="weight_map") from None
+
+    def _add(self, name: str, stored: StoredTensor, weight_map: dict[str, str] | None) -> None:
+        if name in self.tensors:
+            self.problems.append(f"duplicated {name}: in {self.tensors[name].file.name} and in {stored.file.name}")
+        elif weight_map is not None and name not in weight_map:
+            self.problems.append(f"unexpected {name}: in {stored.file.name}, not in {INDEX}")
+        else:
+            self.tensors[name] = stored
+
+    def load(self, name: str) -> Tensor:
+        """The tensor, as stored."""
+        stored = self.tensors[name]
+        tensor = torch.empty(stored.shape, dtype=stored.dtype)
+        if stored.num_bytes:
+            target = memoryview(bytes_of(tensor))
+            with stored.file.open("rb", buffering=0) as file:
+                file.seek(stored.start)
+                while len(target):
+                    got = file.readinto(target)
+                    if not got:
+                        raise CheckpointError("truncated file", where=str(stored.file))
+                    target = target[got:]
+        return tensor
+
+
+def bytes_of(tensor: Tensor) -> "memoryview":
+    """The bytes of a contiguous tensor, without copying."""
+    return memoryview(tensor.detach().reshape(-1).view(torch.uint8).numpy())
+
+
+def _no_weights(folder: Path) -> CheckpointError:
+    pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
+    if pickled:
+        return CheckpointError(
+            "pickled weights are not read: a pickle can run any code",
+            where=str(folder / pickled[0]),
+            expected=f"{SINGLE} or {INDEX}",
+            remedy="save the model with safetensors, in a place where you trust the file: "
+            "AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW_DIR)",
+        )
+    return CheckpointError("no weights here", where=str(folder), expected=f"{SINGLE} or {INDEX}")
+
+
+def _header(path: Path) -> dict[str, StoredTensor]:
+    """The tensors that a safetensors file declares, checked against the file's length."""
+    try:
+        with path.open("rb") as file:
+            size = path.stat().st_size
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or length > size - 8:
+                raise ValueError(f"the file has {size} bytes, its header says {length + 8}")
+            entries = json.loads(file.read(length))
+        return dict(_entries(path, entries, 8 + length, size))
+    except FileNotFoundError:
+        raise CheckpointError("missing weights file", where=str(path), remedy="download the model again") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as cause:
+        raise CheckpointError(
+            f"truncated or unreadable safetensors file ({cause})", where=str(path), remedy="download the model again"
+        ) from None
+
+
+def _entries(path: Path, entries: dict, data_start: int, size: int) -> Iterable[tuple[str, StoredTensor]]:
+    for name, entry in entries.items():
+        if name == "__metadata__":
+            continue
+        if entry["dtype"] not in DTYPES:
+            raise ValueError(f"{name} has dtype {entry['dtype']}, expected one of {', '.join(DTYPES)}")
+        dtype, shape = DTYPES[entry["dtype"]], tuple(entry["shape"])
+        start, end = entry["data_offsets"]
+        if end - start != torch.Size(shape).numel() * dtype.itemsize:
+            raise ValueError(f"{name} takes {end - start} bytes, its shape {list(shape)} needs another number")
+        if data_start + end > size:
+            raise ValueError(f"{name} ends at byte {data_start + end}, the file at {size}")
+        yield name, StoredTensor(path, data_start + start, end - start, dtype, shape)

@@ -1,0 +1,202 @@
+"""Reads regions of a Megatron torch_dist checkpoint, whatever layout wrote it."""
+
+import itertools
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint import LoadPlan, LoadPlanner
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import LoadItemType, ReadItem
+
+from checkpoints_conversion.megatron_writer import RELEASE, TRACKER
+from checkpoints_conversion.planning import Region
+from checkpoints_conversion.safe_metadata import METADATA, SafeReader
+from megatron_offgrpo.artifacts import MANIFEST, fingerprint_of_file, read_manifest
+from megatron_offgrpo.errors import CheckpointError
+
+# Where an optimizer keeps the fp32 master copy of a parameter: distributed (fully reshardable), and plain.
+MASTER_PREFIXES = ("optimizer.state.param.", "optimizer.state.fp32_param.")
+
+
+def iteration_folder(megatron_dir: Path, iteration: int | None = None) -> Path:
+    """The folder of one iteration, by default the latest, of a Megatron-LM checkpoint folder.
+
+    Raises:
+        CheckpointError: no tracker file, or no such iteration.
+    """
+    megatron_dir = Path(megatron_dir)
+    if iteration is not None:
+        name = f"iter_{iteration:07d}"
+    else:
+        tracker = megatron_dir / TRACKER
+        try:
+            text = tracker.read_text(encoding="utf-8").strip()
+        except OSError:
+            raise CheckpointError(
+                "not a Megatron checkpoint folder", where=str(megatron_dir), expected=TRACKER
+            ) from None
+        if text != RELEASE and not text.isdigit():
+            raise CheckpointError(
+                "unreadable tracker file", where=str(tracker), expected="a number or release", got=text
+            )
+        name = RELEASE if text == RELEASE else f"iter_{int(text):07d}"
+    folder = megatron_dir / name
+    if not folder.is_dir():
+        there = sorted(path.name for path in megatron_dir.glob("iter_*")) or ["no iteration"]
+        raise CheckpointError("no such iteration", where=str(megatron_dir), expected=name, got=", ".join(there))
+    return folder
+
+
+class MegatronWeights:
+    """The tensors of one iteration's folder.
+
+    Raises:
+        CheckpointError: no torch_dist checkpoint, refused metadata, or a data file that is missing or too short.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        self._reader = SafeReader(self.folder)
+        self.metadata = self._reader.read_metadata()
+        self._reader.set_up_storage_reader(self.metadata, is_coordinator=True)
+        self._check_files()
+        self.tensors: dict[str, TensorStorageMetadata] = {
+            key: entry
+            for key, entry in self.metadata.state_dict_metadata.items()
+            if isinstance(entry, TensorStorageMetadata)
+        }
+        self._chunks: dict[tuple[str, int], dict[tuple[int, ...], list[tuple[int, ChunkStorageMetadata]]]] = {}
+
+    def _check_files(self) -> None:
+        needed: dict[str, int] = defaultdict(int)
+        for info in self.metadata.storage_data.values():
+            needed[info.relative_path] = max(needed[info.relative_path], info.offset + info.length)
+        for name, size in needed.items():
+            path = self.folder / name
+            got = path.stat().st_size if path.is_file() else "no file"
+            if not isinstance(got, int) or got < size:
+                raise CheckpointError("truncated checkpoint", where=str(path), expected=f"{size} bytes", got=got)
+
+    def find(self, region: Region, prefix: str = "") -> tuple[str, tuple[int, ...]] | None:
+        """The stored key of a region and the leading indices within it, or None.
+
+        Megatron stores the layers (and experts) of a model as one tensor with a leading dimension, or, where the layers
+        differ, as one tensor per layer whose key carries the number.
+        """
+        for stacked in itertools.product((True, False), repeat=len(region.indices)):
+            key, leading = region.pattern, []
+            for (name, index, _), is_stacked in zip(region.indices, stacked, strict=True):
+                key = key.replace(f".{{{name}}}", "" if is_stacked else f".{index}")
+                if is_stacked:
+                    leading.append(index)
+            if prefix + key in self.tensors:
+                return prefix + key, tuple(leading)
+        return None
+
+    def problem(self, region: Region, *, padded: bool, prefix: str = "") -> str | None:
+        """Why a region cannot be read, or None."""
+        found = self.find(region, prefix)
+        if found is None:
+            return f"missing {prefix}{region.key}"
+        key, leading = found
+        expected = (*region.global_shape[len(region.indices) - len(leading) :],)
+        if len(leading) < len(region.indices):
+            kept = [number for _, _, number in region.indices][: len(leading)]
+            expected = (*kept, *region.global_shape[len(region.indices) :])
+        got = tuple(self.tensors[key].size)
+        rows = len(leading)
+        fits = got == expected or (
+            padded
+            and got[:rows] == expected[:rows]
+            and got[rows] >= expected[rows]
+            and got[rows + 1 :] == expected[rows + 1 :]
+        )
+        return None if fits else f"wrong shape of {key}: expected {list(expected)}, got {list(got)}"
+
+    def dtype(self, region: Region) -> torch.dtype:
+        """The dtype in which a region's tensor is stored."""
+        found = self.find(region)
+        assert found is not None, region
+        dtype: torch.dtype = self.tensors[found[0]].properties.dtype
+        return dtype
+
+    @property
+    def fingerprint(self) -> str:
+        """That of the folder's manifest; of its metadata where something else wrote the checkpoint."""
+        if (self.folder / MANIFEST).exists():
+            return read_manifest(self.folder, "checkpoint", remedy="convert or train again").fingerprint
+        return fingerprint_of_file(self.folder / METADATA)
+
+    def read(self, region: Region, prefix: str = "") -> Tensor:
+        """The content of a region, assembled from the stored pieces that overlap it."""
+        found = self.find(region, prefix)
+        assert found is not None, region
+        key, leading = found
+        offsets = (*leading, *region.offsets[len(region.indices) :])
+        sizes = (*(1 for _ in leading), *region.shape)
+        target = torch.empty(sizes, dtype=self.tensors[key].properties.dtype)
+        items = list(_overlaps(key, self._candidates(key, leading), offsets, sizes))
+        covered = sum(torch.Size(item.lengths).numel() for item in items)
+        if covered != target.numel():
+            raise CheckpointError(
+                f"{key} is incomplete", where=str(self.folder), expected=f"{target.numel()} values", got=covered
+            )
+        try:
+            self._reader.read_data(LoadPlan(items), _IntoTensor(target))
+        except (OSError, RuntimeError, EOFError, AssertionError) as cause:
+            raise CheckpointError(f"unreadable piece of {key} ({cause})", where=str(self.folder)) from None
+        return target.reshape(region.shape)
+
+    def _candidates(self, key: str, leading: tuple[int, ...]) -> list[tuple[int, ChunkStorageMetadata]]:
+        """The pieces of a tensor that may hold these leading indices."""
+        depth = len(leading)
+        if (key, depth) not in self._chunks:
+            by_leading: dict[tuple[int, ...], list[tuple[int, ChunkStorageMetadata]]] = defaultdict(list)
+            for number, chunk in enumerate(self.tensors[key].chunks):
+                ranges = [range(o, o + s) for o, s in zip(chunk.offsets[:depth], chunk.sizes[:depth], strict=True)]
+                for place in itertools.product(*ranges):
+                    by_leading[place].append((number, chunk))
+            self._chunks[key, depth] = by_leading
+        return self._chunks[key, depth][leading]
+
+
+def _overlaps(
+    key: str, chunks: list[tuple[int, ChunkStorageMetadata]], offsets: tuple[int, ...], sizes: tuple[int, ...]
+) -> list[ReadItem]:
+    """What to read of each stored piece, and where to put it in a target at `offsets` of `sizes`."""
+    items = []
+    for number, chunk in chunks:
+        starts = [max(a, b) for a, b in zip(offsets, chunk.offsets, strict=True)]
+        ends = [min(a + n, b + m) for a, n, b, m in zip(offsets, sizes, chunk.offsets, chunk.sizes, strict=True)]
+        lengths = [end - start for start, end in zip(starts, ends, strict=True)]
+        if all(length > 0 for length in lengths):
+            items.append(
+                ReadItem(
+                    type=LoadItemType.TENSOR,
+                    dest_index=MetadataIndex(key, torch.Size(offsets)),
+                    dest_offsets=torch.Size(s - o for s, o in zip(starts, offsets, strict=True)),
+                    storage_index=MetadataIndex(key, chunk.offsets, number),
+                    storage_offsets=torch.Size(s - o for s, o in zip(starts, chunk.offsets, strict=True)),
+                    lengths=torch.Size(lengths),
+                )
+            )
+    return items
+
+
+class _IntoTensor(LoadPlanner):
+    """Hands torch's reader the slice of the target that each stored piece fills."""
+
+    def __init__(self, target: Tensor) -> None:
+        self.target = target
+
+    def resolve_tensor(self, read_item: ReadItem) -> Tensor:
+        slices = tuple(slice(o, o + n) for o, n in zip(read_item.dest_offsets, read_item.lengths, strict=True))
+        return self.target[slices]
+
+    def commit_tensor(self, read_item: ReadItem, tensor: Tensor) -> None:
+        pass
+
+    # Planning is done by the caller.
+    set_up_planner = create_local_plan = create_global_plan = finish_plan = load_bytes = None

@@ -1,0 +1,100 @@
+"""Reads the `.metadata` pickle of a torch_dist checkpoint through an allow-list: a checkpoint cannot run code."""
+
+import argparse
+import io
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint import FileSystemReader, Metadata
+from torch.distributed.checkpoint.metadata import StorageMeta
+
+from megatron_offgrpo.errors import CheckpointError
+
+METADATA = ".metadata"
+COMMON = "common.pt"
+
+_METADATA_MODULE = "torch.distributed.checkpoint.metadata"
+_ALLOWED: dict[str, frozenset[str]] = {
+    _METADATA_MODULE: frozenset(
+        {
+            "Metadata",
+            "MetadataIndex",
+            "TensorStorageMetadata",
+            "BytesStorageMetadata",
+            "ChunkStorageMetadata",
+            "TensorProperties",
+            "StorageMeta",
+            "_MEM_FORMAT_ENCODING",
+        }
+    ),
+    "torch.distributed.checkpoint.filesystem": frozenset({"_StorageInfo"}),
+    "torch.serialization": frozenset({"_get_layout"}),
+    "torch": frozenset({"Size", "device"}),
+    "collections": frozenset({"OrderedDict"}),
+    "builtins": frozenset({"set", "frozenset"}),
+    # Written by Megatron-Core 0.15 and earlier; both are empty classes.
+    "megatron.core.dist_checkpointing.strategies.torch": frozenset({"MCoreMetadata", "MCoreSavePlan"}),
+    # The checkpoint's own path, in `storage_meta`.
+    "pathlib": frozenset({"PosixPath", "PurePosixPath", "Path"}),
+}
+
+
+class _MetadataUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if name in _ALLOWED.get(module, ()):
+            return super().find_class(module, name)
+        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
+            return getattr(torch, name)
+        raise pickle.UnpicklingError(f"{module}.{name} is not allowed here")
+
+
+def read_metadata(checkpoint: Path) -> Metadata:
+    """The metadata of a torch_dist checkpoint folder.
+
+    Raises:
+        CheckpointError: there is none, it is truncated, or it names anything but metadata classes.
+    """
+    path = Path(checkpoint) / METADATA
+    try:
+        metadata = _MetadataUnpickler(io.BytesIO(path.read_bytes())).load()
+        if not isinstance(metadata, Metadata):
+            raise pickle.UnpicklingError(f"it holds a {type(metadata).__name__}")
+    except FileNotFoundError:
+        raise CheckpointError("not a torch_dist checkpoint: no .metadata", where=str(checkpoint)) from None
+    except (OSError, pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, IndexError) as cause:
+        raise CheckpointError(
+            f"refused or unreadable checkpoint metadata ({cause})",
+            where=str(path),
+            expected="a pickle of torch.distributed.checkpoint metadata and nothing else",
+            remedy="use a checkpoint from a source you trust; nothing in it has been run",
+        ) from None
+    return metadata
+
+
+def read_common(checkpoint: Path) -> dict[str, Any]:
+    """The `common.pt` of a checkpoint; tensors, plain values and an argparse namespace are all it may hold."""
+    path = Path(checkpoint) / COMMON
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            common = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"truncated checkpoint: no {COMMON}", where=str(checkpoint)) from None
+    except (OSError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as cause:
+        first_line = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
+        raise CheckpointError(f"refused or unreadable {COMMON} ({first_line})", where=str(path)) from None
+    if not isinstance(common, dict):
+        raise CheckpointError(f"unexpected content of {COMMON}", where=str(path), expected="dict", got=type(common))
+    return common
+
+
+class SafeReader(FileSystemReader):
+    """torch's reader of a checkpoint folder, with the metadata read through the allow-list."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        metadata = read_metadata(Path(self.path))
+        if metadata.storage_meta is None:
+            metadata.storage_meta = StorageMeta()
+        metadata.storage_meta.load_id = self.load_id
+        return metadata
