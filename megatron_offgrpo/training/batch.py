@@ -1,0 +1,142 @@
+"""Turns a pack of the plan into tensors: token ids for the model, one row per response token for the loss."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from megatron_offgrpo.data.store import TrajectoryStore
+from megatron_offgrpo.model.packing import ModelInput, PackedSegments
+from megatron_offgrpo.objective.compose import TokenTerms
+from megatron_offgrpo.planning.plan import Plan
+
+ReferenceLookup = Callable[[int], npt.NDArray[np.float32]]
+"""Trajectory index -> reference log-probs, one per response token."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """A trajectory's part in a pack."""
+
+    trajectory: int
+    advantage: float = 0.0
+    reward: float = 0.0
+    weight: float = 0.0
+    kl_weight: float = 0.0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One pack on the device; the loss tensors are [R] fp32, one row per response token."""
+
+    pack: int | None
+    """Number of the pack in the plan; None for a zero-weight pack."""
+    model_input: ModelInput
+    mu: Tensor
+    ref: Tensor
+    advantage: Tensor
+    reward: Tensor
+    weight: Tensor
+    kl_weight: Tensor
+    trajectory: Tensor
+    """[R] int64, the row's place in `members`."""
+    members: tuple[Member, ...]
+
+    def terms(self, logp: Tensor, entropy: Tensor) -> TokenTerms:
+        """What the objective needs, with the model's log-probs and entropies [R]."""
+        return TokenTerms(
+            logp=logp,
+            entropy=entropy,
+            mu=self.mu,
+            ref=self.ref,
+            advantage=self.advantage,
+            reward=self.reward,
+            weight=self.weight,
+            kl_weight=self.kl_weight,
+            trajectory=self.trajectory,
+            num_trajectories=len(self.members),
+        )
+
+
+def members_of(plan: Plan, pack: int) -> list[Member]:
+    """The trajectories of a pack of the plan, with their advantages and weights."""
+    return [
+        Member(
+            trajectory=int(plan.trajectory[i]),
+            advantage=float(plan.advantage[i]),
+            reward=float(plan.reward[i]),
+            weight=float(plan.weight[i]),
+            kl_weight=float(plan.kl_weight[i]),
+        )
+        for i in range(*plan.entries(pack).indices(len(plan.trajectory)))
+    ]
+
+
+def build_batch(
+    store: TrajectoryStore,
+    members: list[Member],
+    *,
+    pack: int | None,
+    pack_multiple: int,
+    reference: ReferenceLookup | None,
+    device: torch.device,
+) -> Batch:
+    """Lays the members' prompts and responses end to end and pads the end to `pack_multiple`.
+
+    Token t of a response is predicted at the place before it: the shift is done here once, before any sharding.
+    Without members the batch is one padding segment and has no rows (a zero-weight pack).
+    """
+    ids: list[npt.NDArray[np.int32]] = []
+    bounds, rows, targets = [0], [], []
+    mu, ref, lengths = [], [], []
+    for member in members:
+        tokens = store.trajectory(member.trajectory)
+        prompt, response = len(tokens.prompt_ids), len(tokens.response_ids)
+        ids += [tokens.prompt_ids, tokens.response_ids]
+        rows.append(np.arange(bounds[-1] + prompt - 1, bounds[-1] + prompt + response - 1))
+        targets.append(tokens.response_ids)
+        known = tokens.behaviour_logprobs
+        mu.append(np.zeros(response, np.float32) if known is None else known)
+        ref.append(np.zeros(response, np.float32) if reference is None else reference(member.trajectory))
+        lengths.append(response)
+        bounds.append(bounds[-1] + prompt + response)
+    padding = -bounds[-1] % pack_multiple or (pack_multiple if not members else 0)
+    if padding:
+        ids.append(np.zeros(padding, np.int32))
+        bounds.append(bounds[-1] + padding)
+    positions = np.concatenate([np.arange(end - start) for start, end in pairwise(bounds)])
+
+    def rows_of(values: list[float]) -> Tensor:
+        return _tensor(np.repeat(np.asarray(values, np.float64), lengths), torch.float32, device)
+
+    model_input = ModelInput(
+        ids_1T=_tensor(np.concatenate(ids), torch.int64, device)[None],
+        positions_T=_tensor(positions, torch.int64, device),
+        segments=PackedSegments.of(tuple(bounds), device),
+        rows_R=_tensor(_joined(rows), torch.int64, device),
+        targets_R=_tensor(_joined(targets), torch.int64, device),
+    )
+    return Batch(
+        pack=pack,
+        model_input=model_input,
+        mu=_tensor(_joined(mu), torch.float32, device),
+        ref=_tensor(_joined(ref), torch.float32, device),
+        advantage=rows_of([m.advantage for m in members]),
+        reward=rows_of([m.reward for m in members]),
+        weight=rows_of([m.weight for m in members]),
+        kl_weight=rows_of([m.kl_weight for m in members]),
+        trajectory=_tensor(np.repeat(np.arange(len(members)), lengths), torch.int64, device),
+        members=tuple(members),
+    )
+
+
+def _joined(parts: list[npt.NDArray]) -> npt.NDArray:
+    return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
+
+def _tensor(values: npt.NDArray, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values)).to(dtype).to(device, non_blocking=True)

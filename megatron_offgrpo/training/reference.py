@@ -1,0 +1,114 @@
+"""The reference pass: one forward over every trajectory of the store, before training and in any layout."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megatron_offgrpo.artifacts import MANIFEST, read_manifest
+from megatron_offgrpo.config import RunConfig, to_dict
+from megatron_offgrpo.data.store import TrajectoryStore
+from megatron_offgrpo.model.hf_config import read_architecture
+from megatron_offgrpo.parallel.runtime import Placement
+from megatron_offgrpo.planning.assignment import assign
+from megatron_offgrpo.planning.plan import reference_order
+from megatron_offgrpo.progress import progress, say
+from megatron_offgrpo.training.batch import Batch, Member, build_batch
+from megatron_offgrpo.training.checkpoint import load_weights, require_latest
+from megatron_offgrpo.training.reference_cache import inputs_of, write_reference
+from megatron_offgrpo.training.student import Student, build_student, run_packs
+
+PACKS_PER_ROUND = 64
+"""Packs of one data-parallel rank between two gatherings."""
+
+
+def compute_reference(run: RunConfig, place: Placement, *, force: bool = False) -> None:
+    """Computes REFERENCE at `paths.reference`; a finished one from the same inputs is kept unless `force`."""
+    store = TrajectoryStore.open(run.paths.store)
+    checkpoint, manifest = require_latest(run.paths.megatron)
+    inputs = inputs_of(store, manifest.fingerprint, run.model.precision)
+    if not force and _is_current(Path(run.paths.reference), inputs):
+        if place.is_writer:
+            say(f"reference: {run.paths.reference} is up to date")
+        return
+    student = build_student(read_architecture(run.paths.hf_model), run)
+    load_weights(student, checkpoint)
+    logprobs = reference_logprobs(student, store, run, place)
+    if place.is_writer:
+        assert logprobs is not None
+        write_reference(run.paths.reference, logprobs, inputs, to_dict(run))
+    dist.barrier()
+
+
+def _is_current(folder: Path, inputs: dict[str, str]) -> bool:
+    if not (folder / MANIFEST).exists():
+        return False
+    return read_manifest(folder, "reference", remedy="delete it").inputs == inputs
+
+
+def reference_logprobs(student: Student, store: TrajectoryStore, run: RunConfig, place: Placement) -> np.ndarray | None:
+    """fp32 log-probs of every response token in store order, on the writer; None on the other ranks.
+
+    The packs are those of the plan's first epoch, then packs of what that epoch leaves out: at the same layout step 0
+    computes the very same packs, and its log-probs equal the reference to the bit.
+    """
+    packs = reference_order(store, run.plan)
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(store.response_lengths)])
+    lengths = store.prompt_lengths + store.response_lengths
+    costs = [float(lengths[np.asarray(pack)].sum()) for pack in packs]
+    mine = assign(costs, place.dp, run.layout.pp if run.layout.vpp > 1 else 1)[place.dp_rank]
+    logprobs = np.full(offsets[-1], np.nan, np.float32) if place.is_writer else None
+    rounds = [mine[start : start + PACKS_PER_ROUND] for start in range(0, len(mine), PACKS_PER_ROUND)]
+    with progress("reference", len(mine), enabled=place.is_writer) as advance:
+        for numbers in rounds:
+            results = _forward([packs[n] if n is not None else [] for n in numbers], student, store, run, place)
+            _gather(results, logprobs, offsets, place)
+            advance(len(numbers))
+    return logprobs
+
+
+def _forward(
+    packs: list[list[int]], student: Student, store: TrajectoryStore, run: RunConfig, place: Placement
+) -> list[tuple[list[int], np.ndarray]]:
+    """(trajectories, log-probs of all their response tokens) of each pack, on ranks that report."""
+
+    def make(trajectories: list[int]) -> Batch:
+        members = [Member(int(trajectory)) for trajectory in trajectories]
+        return build_batch(
+            store, members, pack=None, pack_multiple=run.plan.pack_multiple, reference=None, device=place.device
+        )
+
+    def keep(batch: Batch, output_2R: Tensor) -> tuple[Tensor, Any]:
+        return output_2R.sum(), ([m.trajectory for m in batch.members], output_2R[0].detach().float())
+
+    with torch.no_grad():
+        results = run_packs(
+            student.wrapped,
+            lambda: map(make, packs),
+            len(packs),
+            keep,
+            max_pack_tokens=run.plan.max_pack_tokens,
+            forward_only=True,
+        )
+    return [(members, logp.cpu().numpy()) for members, logp in results] if place.reports_loss else []
+
+
+def _gather(
+    results: list[tuple[list[int], np.ndarray]], logprobs: np.ndarray | None, offsets: np.ndarray, place: Placement
+) -> None:
+    """Brings every rank's log-probs to the writer and puts them in store order."""
+    gathered: list[Any] | None = [None] * place.world_size if place.is_writer else None
+    dist.gather_object(results, gathered)
+    if logprobs is None:
+        return
+    assert gathered is not None
+    for members, values in (pack for rank in gathered for pack in rank):
+        start = 0
+        for trajectory in members:
+            target = slice(offsets[trajectory], offsets[trajectory + 1])
+            length = target.stop - target.start
+            logprobs[target] = values[start : start + length]
+            start += length

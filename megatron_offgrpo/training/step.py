@@ -1,0 +1,125 @@
+"""One optimizer step over the packs the plan gives it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megatron_offgrpo.config import ObjectiveConfig, RunConfig
+from megatron_offgrpo.errors import TrainingError
+from megatron_offgrpo.metrics import Metrics
+from megatron_offgrpo.objective.compose import MAX_NAMES, SUM_NAMES, StackedMetrics, offline_grpo_loss, to_metrics
+from megatron_offgrpo.parallel.runtime import Placement
+from megatron_offgrpo.training.batch import Batch
+from megatron_offgrpo.training.student import Student, run_packs
+
+MakeBatch = Callable[[int | None], Batch]
+"""Pack number, or None for a zero-weight pack -> the batch."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step reports, equal on all ranks."""
+
+    metrics: Metrics
+    grad_norm: float
+    """Global gradient norm before clipping."""
+
+
+def train_step(
+    student: Student,
+    packs: Sequence[int | None],
+    make_batch: MakeBatch,
+    run: RunConfig,
+    place: Placement,
+    lr: float,
+) -> StepResult:
+    """Forward and backward over this rank's packs, then one update of the weights.
+
+    Raises:
+        TrainingError: a loss or gradient is NaN or inf; the weights are as before the step.
+    """
+    metrics, bad_pack = compute_gradients(student, packs, make_batch, run, place)
+    if bad_pack is None and _any_rank(not student.gradients_are_finite(), place):
+        bad_pack = _find_bad_pack(student, packs, make_batch, run, place)
+    if bad_pack is not None:
+        batch = make_batch(bad_pack)
+        raise TrainingError(
+            "NaN or inf in the loss or a gradient; the weights were not changed",
+            where=f"pack {bad_pack} (trajectories {', '.join(str(m.trajectory) for m in batch.members)})",
+            remedy="look at these trajectories in the store, and at the surrogate, the KL clamp and the learning rate",
+        )
+    for group in student.optimizer.param_groups:
+        group["lr"] = lr
+    _, grad_norm, _ = student.optimizer.step()
+    return StepResult(to_metrics(metrics), float(grad_norm))
+
+
+def compute_gradients(
+    student: Student, packs: Sequence[int | None], make_batch: MakeBatch, run: RunConfig, place: Placement
+) -> tuple[StackedMetrics, int | None]:
+    """Leaves the step's gradient in the student's buffers, summed over the whole layout.
+
+    Returns:
+        The step's metrics over all ranks, and the first pack whose loss is NaN or inf.
+    """
+    student.zero_grad()
+    parts = run_packs(
+        student.wrapped,
+        lambda: map(make_batch, packs),
+        len(packs),
+        lambda batch, output_2R: _loss(batch, output_2R, run.objective),
+        max_pack_tokens=run.plan.max_pack_tokens,
+    )
+    return _reduce(parts, packs, place)
+
+
+def _loss(batch: Batch, output_2R: Tensor, objective: ObjectiveConfig) -> tuple[Tensor, StackedMetrics]:
+    return offline_grpo_loss(batch.terms(output_2R[0], output_2R[1]), objective)
+
+
+def _reduce(
+    parts: list[StackedMetrics], packs: Sequence[int | None], place: Placement
+) -> tuple[StackedMetrics, int | None]:
+    """Adds up the packs of all ranks; only the last stage's first tensor-parallel rank has any to add."""
+    sums = torch.zeros(len(SUM_NAMES), dtype=torch.float64, device=place.device)
+    maxima = torch.full((len(MAX_NAMES) + 1,), -torch.inf, dtype=torch.float64, device=place.device)
+    if place.reports_loss:
+        total = parts[0]
+        for part in parts[1:]:
+            total = total.combine(part)
+        sums, maxima[:-1] = total.sums, total.maxima
+        losses = torch.stack([part.sums[SUM_NAMES.index("loss")] for part in parts]).tolist()
+        bad = [pack for pack, loss in zip(packs, losses, strict=True) if not abs(loss) < float("inf")]
+        if bad:
+            # Negative, so that the maximum over ranks is the first bad pack; a zero-weight pack has loss 0.
+            maxima[-1] = -float(bad[0] or 0)
+    dist.all_reduce(sums)
+    dist.all_reduce(maxima, dist.ReduceOp.MAX)
+    bad_pack = None if maxima[-1] == -torch.inf else int(-maxima[-1])
+    return StackedMetrics(sums, maxima[:-1]), bad_pack
+
+
+def _any_rank(flag: bool, place: Placement) -> bool:
+    value = torch.tensor(float(flag), device=place.device)
+    dist.all_reduce(value, dist.ReduceOp.MAX)
+    return bool(value)
+
+
+def _find_bad_pack(
+    student: Student, packs: Sequence[int | None], make_batch: MakeBatch, run: RunConfig, place: Placement
+) -> int:
+    """The first pack whose gradient alone is not finite: every pack of every data-parallel rank by itself.
+
+    Gradients are summed over packs and ranks, so the sum does not say; the run ends here, time no longer matters.
+    """
+    for dp_rank in range(place.dp):
+        for pack in packs if place.dp_rank == dp_rank else [None] * len(packs):
+            compute_gradients(student, [pack], make_batch, run, place)
+            if _any_rank(not student.gradients_are_finite(), place):
+                found = torch.tensor(-1 if pack is None else pack, device=place.device)
+                dist.all_reduce(found, dist.ReduceOp.MAX)
+                return int(found)
+    raise AssertionError("the sum of finite gradients was not finite")
