@@ -1,0 +1,85 @@
+"""Assignment: which data-parallel rank computes which packs of a step."""
+
+import heapq
+
+import numpy as np
+import numpy.typing as npt
+
+from megatron_offgrpo.errors import ConfigError
+from megatron_offgrpo.types import FloatArray
+
+BALANCED = 1e-3
+"""Stop improving once the dearest rank is within this of the mean."""
+
+
+def assign(pack_costs: npt.ArrayLike, dp: int, vpp_group: int = 1) -> list[list[int | None]]:
+    """Spreads one step's packs over data-parallel ranks: equal counts, nearly equal costs.
+
+    Dearest first, each to the cheapest rank with a free place (Graham 1969 with a limit on the count); then packs
+    are swapped between the dearest rank and others as long as that lowers the dearer of the two and the dearest is more
+    than 0.1 % over the mean.
+
+    Args:
+        pack_costs: float [n], cost of each pack of the step, for example FLOPs.
+        dp: number of data-parallel ranks.
+        vpp_group: the count of each rank is a multiple of this; interleaved pipelines need the pipeline size.
+
+    Returns:
+        Per rank its packs, dearest first, as indices into pack_costs; None stands for a zero-weight pack.
+
+    Raises:
+        ConfigError: no rank, or a group below 1.
+    """
+    if dp < 1 or vpp_group < 1:
+        raise ConfigError("needs at least one rank", where="layout", expected=">= 1", got=f"dp {dp}, group {vpp_group}")
+    costs = np.asarray(pack_costs, dtype=np.float64)
+    num_packs = len(costs)
+    places = -(-num_packs // (dp * vpp_group)) * vpp_group
+    # Zero-weight packs are packs of cost 0, numbered after the real ones.
+    costs = np.concatenate([costs, np.zeros(dp * places - num_packs)])
+    ranks: list[list[int]] = [[] for _ in range(dp)]
+    cheapest = [(0.0, rank) for rank in range(dp)]
+    for number in np.argsort(-costs, kind="stable").tolist():
+        load, rank = heapq.heappop(cheapest)
+        ranks[rank].append(number)
+        if len(ranks[rank]) < places:
+            heapq.heappush(cheapest, (load + costs[number], rank))
+    packs = _swap(np.array(ranks, dtype=np.int64).reshape(dp, places), costs)
+    return [
+        [number if number < num_packs else None for number in sorted(row, key=lambda n: (-costs[n], n))]
+        for row in packs.tolist()
+    ]
+
+
+def imbalance(pack_costs: npt.ArrayLike, ranks: list[list[int | None]]) -> float:
+    """Cost of the dearest rank over the mean cost, minus 1; 0 is perfect balance."""
+    costs = np.asarray(pack_costs, dtype=np.float64)
+    loads = np.array([sum(costs[number] for number in rank if number is not None) for rank in ranks])
+    return float(loads.max() / loads.mean() - 1) if loads.mean() > 0 else 0.0
+
+
+def _swap(packs: npt.NDArray[np.int64], costs: FloatArray) -> npt.NDArray[np.int64]:
+    """Swaps a pack of the dearest rank for one of the cheapest rank that allows it, until BALANCED or stuck."""
+    loads = costs[packs].sum(axis=1)
+    while loads.max() > (1 + BALANCED) * loads.mean():
+        dearest = int(loads.argmax())
+        for other in np.argsort(loads, kind="stable").tolist():
+            gap = loads[dearest] - loads[other]
+            theirs = packs[other][np.argsort(costs[packs[other]], kind="stable")]
+            # Giving away half the gap makes both equal: for each of the dearest rank's packs, the nearest partners.
+            wanted = costs[packs[dearest]] - gap / 2
+            after = np.searchsorted(costs[theirs], wanted)
+            partners = np.stack([theirs[np.maximum(after - 1, 0)], theirs[np.minimum(after, len(theirs) - 1)]])
+            moved = costs[packs[dearest]] - costs[partners]
+            gain = np.minimum(moved, gap - moved)
+            side, mine = np.unravel_index(int(gain.argmax()), gain.shape)
+            # Gains below rounding error would let two ranks swap for ever.
+            if gain[side, mine] > 1e-9 * loads[dearest]:
+                partner = partners[side, mine]
+                packs[other][packs[other] == partner] = packs[dearest, mine]
+                packs[dearest, mine] = partner
+                loads = costs[packs].sum(axis=1)
+                break
+        else:
+            return packs
+    return packs
