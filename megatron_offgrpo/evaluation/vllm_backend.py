@@ -1,0 +1,89 @@
+"""Sampling and scoring with vLLM, in this process.
+
+The environment variables are read when vLLM is imported, so this module is imported only where vLLM is used, and a
+program that does other work as well runs the evaluation in a process of its own.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the model is a folder; vLLM would still ask the hub about it
+
+import torch
+from vllm import LLM, SamplingParams
+
+from megatron_offgrpo.errors import ConfigError
+from megatron_offgrpo.evaluation.generation import (
+    BackendName,
+    Completion,
+    Precision,
+    Request,
+    SamplingSettings,
+)
+
+CPU_KV_CACHE_BYTES = 512 << 20
+"""Without a size vLLM takes a share of the machine's memory on a CPU, and refuses to start where that is in use."""
+
+
+class VllmBackend:
+    """vLLM's engine: fp32 and eager on a CPU, bf16 on GPUs."""
+
+    name: BackendName = "vllm"
+
+    def __init__(self, model: Path, precision: Precision, tensor_parallel: int) -> None:
+        on_gpu = torch.cuda.is_available()
+        if precision == "auto":
+            precision = "bf16" if on_gpu else "fp32"
+        options: dict[str, Any] = {} if on_gpu else {"enforce_eager": True, "kv_cache_memory_bytes": CPU_KV_CACHE_BYTES}
+        try:
+            self._llm = LLM(
+                str(model),
+                dtype={"fp32": "float32", "bf16": "bfloat16"}[precision],
+                tensor_parallel_size=tensor_parallel,
+                **options,
+            )
+        except (ValueError, RuntimeError) as cause:
+            line = str(cause).strip().splitlines()[-1]
+            raise ConfigError(f"vLLM does not start ({line})", where=str(model), remedy="try --backend hf") from cause
+
+    def __enter__(self) -> "VllmBackend":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._llm.llm_engine.engine_core.shutdown()
+        del self._llm
+
+    def generate(self, requests: Sequence[Request], settings: SamplingSettings) -> Iterator[tuple[int, Completion]]:
+        """(index of the request, its completion), as they finish."""
+        engine = self._llm.llm_engine
+        for index, request in enumerate(requests):
+            parameters = SamplingParams(
+                temperature=settings.temperature,
+                top_p=settings.top_p,
+                max_tokens=settings.max_tokens,
+                stop_token_ids=list(settings.stop_token_ids),
+                seed=request.seed,
+                detokenize=False,
+            )
+            engine.add_request(str(index), {"prompt_token_ids": list(request.prompt_ids)}, parameters)
+        while engine.has_unfinished_requests():
+            for output in engine.step():
+                if output.finished:
+                    done = output.outputs[0]
+                    reason = "stop" if done.finish_reason == "stop" else "length"
+                    yield int(output.request_id), Completion(tuple(done.token_ids), reason)
+
+    def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """log p(token | tokens before) of every token but the first; raw, before temperature and top-p."""
+        prompts = [{"prompt_token_ids": list(ids)} for ids in sequences]
+        parameters = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
+        outputs = self._llm.generate(prompts, parameters, use_tqdm=False)
+        return [
+            [entry[token].logprob for token, entry in zip(ids[1:], output.prompt_logprobs[1:], strict=True)]
+            for ids, output in zip(sequences, outputs, strict=True)
+        ]
