@@ -13,7 +13,7 @@ from checkpoints_conversion.fingerprints import WeightsFingerprint
 from checkpoints_conversion.hf_reader import bytes_of
 from checkpoints_conversion.hf_writer import SafetensorsWriter, TensorSpec, carry_files, parse_size
 from checkpoints_conversion.megatron_reader import MASTER_PREFIXES, MegatronWeights, iteration_folder
-from checkpoints_conversion.megatron_writer import RELEASE, TRACKER, LazyPiece, write_torch_dist
+from checkpoints_conversion.megatron_writer import RELEASE, TRACKER, LazyPiece, extra_state_keys, write_torch_dist
 from checkpoints_conversion.planning import ConversionPlan, Layout, Move, layout_of, plan
 from megatron_offgrpo.artifacts import Manifest, atomic_folder, write_manifest
 from megatron_offgrpo.errors import CheckpointError, ConfigError
@@ -77,13 +77,13 @@ def hf_to_megatron(hf_dir: Path, megatron_dir: Path, *, dtype: str | None = None
             LazyPiece(m.region, target_dtype or ready.source.tensors[m.names[0]].dtype, _later(load, m))
             for m in ready.layout.moves
         ]
-        write_torch_dist(folder, pieces, dict(RELEASE_COMMON))
+        write_torch_dist(folder, pieces, extra_state_keys(ready.layout), RELEASE_COMMON)
         source = source_fingerprint.result() if target_dtype is not None else fingerprint.result()
         manifest = Manifest(
             kind="checkpoint",
             fingerprint=fingerprint.result(),
             inputs={"hf": source},
-            counts=_counts(ready.layout),
+            counts={**_counts(ready.layout), "file_bytes": file_sizes(folder)},
             config={"direction": "hf-to-megatron", "family": ready.layout.family.name, "dtype": dtype},
         )
         write_manifest(folder, manifest)
@@ -200,6 +200,11 @@ def _later(load: Callable[[Move], Tensor], move: Move) -> Callable[[], Tensor]:
     return lambda: load(move)
 
 
+def file_sizes(folder: Path) -> dict[str, int]:
+    """Name -> bytes of every file, by which a reader notices a truncated checkpoint."""
+    return {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+
+
 def _counts(layout: Layout) -> dict[str, int]:
     shapes = layout.hf_shapes()
     return {"tensors": len(shapes), "parameters": sum(torch.Size(shape).numel() for shape in shapes.values())}
@@ -218,8 +223,12 @@ def _only_writer(target: Path, overwrite: bool) -> Iterator[Path]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise CheckpointError("another conversion is writing this folder", where=str(target)) from None
-        for left_behind in target.parent.glob(f".{target.name}.*.tmp"):
-            shutil.rmtree(left_behind)
-        with atomic_folder(target, overwrite=overwrite) as folder:
-            yield folder
-        lock.unlink()
+        try:
+            for left_behind in target.parent.glob(f".{target.name}.*.tmp"):
+                shutil.rmtree(left_behind)
+            with atomic_folder(target, overwrite=overwrite) as folder:
+                yield folder
+        except OSError as cause:
+            raise CheckpointError(f"cannot write ({cause})", where=str(target)) from None
+        finally:
+            lock.unlink()
