@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,7 @@ class StoreRow:
     truncated: list[bool]
     behaviour_logprobs: list[list[float] | None]
     sample_ids: list[str | None]
-    texts: list[str] = field(default_factory=list)
+    texts: list[str]
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ def write_store(
         tokens = {"trajectories": 0, "truncated": 0, "prompt_tokens": 0, "response_tokens": 0}
         _write_groups(folder, _observed(rows, digest, group_counts, tokens))
         if group_counts["total"] == 0:
-            raise DataError("no group is left to store", where=str(path), remedy="look at the rejected records above")
+            raise DataError("no group is left to store", where=str(path))
         rejected_bytes = rejected.read_bytes() if rejected is not None else b""
         (folder / REJECTED_FILE).write_bytes(rejected_bytes)
         manifest = Manifest(
@@ -256,9 +256,8 @@ def _observed(
 
 
 def _check_row(row: StoreRow) -> None:
-    lengths = {
-        name: len(value) for name, value in asdict(row).items() if isinstance(value, list) and name != "prompt_ids"
-    }
+    columns = {name: value for name, value in vars(row).items() if isinstance(value, list) and name != "prompt_ids"}
+    lengths = {name: len(value) for name, value in columns.items()}
     if len(set(lengths.values())) != 1 or lengths["response_ids"] == 0:
         raise DataError("lists of different lengths in one group", where=f"group {row.group_id}", got=lengths)
 
