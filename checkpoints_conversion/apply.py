@@ -171,7 +171,7 @@ def check_checkpoint(layout: Layout, weights: MegatronWeights, *, masters: bool)
             problems.append(problem)
         prefixes[move] = prefix
         found = weights.find(move.region)
-        used |= {found[0]} if found else set()
+        used |= {found.key} if found else set()
     # State of the optimizer and of the data loader stand beside the model under other names.
     model_keys = [key for key in weights.tensors if key.startswith(("embedding.", "decoder.", "output_layer."))]
     problems += [f"unexpected {key}" for key in model_keys if key not in used]

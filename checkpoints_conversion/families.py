@@ -1,26 +1,32 @@
 """Which table converts a Hugging Face model, and its sizes."""
 
-from pathlib import Path
+from collections.abc import Mapping
+from typing import Any
 
 from checkpoints_conversion.ops import Dims
+from checkpoints_conversion.tables.llama import LLAMA
+from checkpoints_conversion.tables.mistral import MISTRAL
+from checkpoints_conversion.tables.mixtral import MIXTRAL
 from checkpoints_conversion.tables.qwen2 import QWEN2
+from checkpoints_conversion.tables.qwen3 import QWEN3
+from checkpoints_conversion.tables.qwen3_moe import QWEN3_MOE
 from checkpoints_conversion.tables.rows import Family
-from megatron_offgrpo.errors import CheckpointError
+from megatron_offgrpo.errors import ConfigError
 from megatron_offgrpo.model.hf_config import Architecture
 
-FAMILIES: tuple[Family, ...] = (QWEN2,)
+FAMILIES: tuple[Family, ...] = (QWEN2, QWEN3, QWEN3_MOE, LLAMA, MISTRAL, MIXTRAL)
 
 
-def family_of(architecture: Architecture, where: Path) -> Family:
-    """The family whose table converts this architecture."""
+def family_of(raw: Mapping[str, Any], where: str) -> Family:
+    """The family whose table converts the model with this config.json."""
     for family in FAMILIES:
-        if family.name == architecture.family:
+        if family.name == raw.get("model_type"):
             return family
-    raise CheckpointError(
+    raise ConfigError(
         "no conversion table for this model family",
-        where=f"{where / 'config.json'}: model_type",
+        where=f"{where}: model_type",
         expected=", ".join(family.name for family in FAMILIES),
-        got=architecture.family,
+        got=raw.get("model_type"),
         remedy="add a table (docs/conversion.md)",
     )
 

@@ -2,6 +2,7 @@
 
 import itertools
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -49,6 +50,32 @@ def iteration_folder(megatron_dir: Path, iteration: int | None = None) -> Path:
     return folder
 
 
+@dataclass(frozen=True)
+class Stored:
+    """Where a region lies in a checkpoint: part `part` of `num_parts` of the rows of `key`, under leading indices."""
+
+    key: str
+    region: Region
+    leading: tuple[tuple[int, int], ...]
+    """(index, number) for each leading dimension of the stored tensor."""
+    part: int
+    num_parts: int
+
+    @property
+    def tensor_shape(self) -> tuple[int, ...]:
+        rows, *columns = self.region.shape
+        return (*(number for _, number in self.leading), rows * self.num_parts, *columns)
+
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        rows, *columns = self.region.shape
+        return (*(index for index, _ in self.leading), rows * self.part, *(0 for _ in columns))
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return (*(1 for _ in self.leading), *self.region.shape)
+
+
 class MegatronWeights:
     """The tensors of one iteration's folder.
 
@@ -79,47 +106,44 @@ class MegatronWeights:
             if not isinstance(got, int) or got < size:
                 raise CheckpointError("truncated checkpoint", where=str(path), expected=f"{size} bytes", got=got)
 
-    def find(self, region: Region, prefix: str = "") -> tuple[str, tuple[int, ...]] | None:
-        """The stored key of a region and the leading indices within it, or None.
+    def find(self, region: Region, prefix: str = "") -> Stored | None:
+        """Where a region is stored, or None.
 
         Megatron stores the layers (and experts) of a model as one tensor with a leading dimension, or, where the layers
-        differ, as one tensor per layer whose key carries the number.
+        differ, as one tensor per layer whose key carries the number; gate and up projection in one or, with
+        `singleton_local_shards`, in two tensors.
         """
         for stacked in itertools.product((True, False), repeat=len(region.indices)):
-            key, leading = region.pattern, []
-            for (name, index, _), is_stacked in zip(region.indices, stacked, strict=True):
+            key, leading = prefix + region.pattern, []
+            for (name, index, number), is_stacked in zip(region.indices, stacked, strict=True):
                 key = key.replace(f".{{{name}}}", "" if is_stacked else f".{index}")
                 if is_stacked:
-                    leading.append(index)
-            if prefix + key in self.tensors:
-                return prefix + key, tuple(leading)
+                    leading.append((index, number))
+            if key in self.tensors:
+                return Stored(key, region, tuple(leading), region.part, region.num_parts)
+            if region.num_parts == 2 and f"{key}_{'wv'[region.part]}" in self.tensors:
+                return Stored(f"{key}_{'wv'[region.part]}", region, tuple(leading), 0, 1)
         return None
 
     def problem(self, region: Region, *, padded: bool, prefix: str = "") -> str | None:
-        """Why a region cannot be read, or None."""
-        found = self.find(region, prefix)
-        if found is None:
+        """Why a region cannot be read, or None.
+
+        Args:
+            padded: the stored tensor may have more rows than the model.
+        """
+        stored = self.find(region, prefix)
+        if stored is None:
             return f"missing {prefix}{region.key}"
-        key, leading = found
-        expected = (*region.global_shape[len(region.indices) - len(leading) :],)
-        if len(leading) < len(region.indices):
-            kept = [number for _, _, number in region.indices][: len(leading)]
-            expected = (*kept, *region.global_shape[len(region.indices) :])
-        got = tuple(self.tensors[key].size)
-        rows = len(leading)
-        fits = got == expected or (
-            padded
-            and got[:rows] == expected[:rows]
-            and got[rows] >= expected[rows]
-            and got[rows + 1 :] == expected[rows + 1 :]
-        )
-        return None if fits else f"wrong shape of {key}: expected {list(expected)}, got {list(got)}"
+        got, expected, row = tuple(self.tensors[stored.key].size), stored.tensor_shape, len(stored.leading)
+        if padded and len(got) == len(expected) and got[row] > expected[row]:
+            expected = (*expected[:row], got[row], *expected[row + 1 :])
+        return None if got == expected else f"wrong shape of {stored.key}: expected {list(expected)}, got {list(got)}"
 
     def dtype(self, region: Region) -> torch.dtype:
         """The dtype in which a region's tensor is stored."""
-        found = self.find(region)
-        assert found is not None, region
-        dtype: torch.dtype = self.tensors[found[0]].properties.dtype
+        stored = self.find(region)
+        assert stored is not None, region
+        dtype: torch.dtype = self.tensors[stored.key].properties.dtype
         return dtype
 
     @property
@@ -131,13 +155,11 @@ class MegatronWeights:
 
     def read(self, region: Region, prefix: str = "") -> Tensor:
         """The content of a region, assembled from the stored pieces that overlap it."""
-        found = self.find(region, prefix)
-        assert found is not None, region
-        key, leading = found
-        offsets = (*leading, *region.offsets[len(region.indices) :])
-        sizes = (*(1 for _ in leading), *region.shape)
-        target = torch.empty(sizes, dtype=self.tensors[key].properties.dtype)
-        items = list(_overlaps(key, self._candidates(key, leading), offsets, sizes))
+        stored = self.find(region, prefix)
+        assert stored is not None, region
+        key = stored.key
+        target = torch.empty(stored.sizes, dtype=self.tensors[key].properties.dtype)
+        items = list(_overlaps(key, self._candidates(stored), stored.offsets, stored.sizes))
         covered = sum(torch.Size(item.lengths).numel() for item in items)
         if covered != target.numel():
             raise CheckpointError(
@@ -149,9 +171,9 @@ class MegatronWeights:
             raise CheckpointError(f"unreadable piece of {key} ({cause})", where=str(self.folder)) from None
         return target.reshape(region.shape)
 
-    def _candidates(self, key: str, leading: tuple[int, ...]) -> list[tuple[int, ChunkStorageMetadata]]:
+    def _candidates(self, stored: Stored) -> list[tuple[int, ChunkStorageMetadata]]:
         """The pieces of a tensor that may hold these leading indices."""
-        depth = len(leading)
+        key, depth = stored.key, len(stored.leading)
         if (key, depth) not in self._chunks:
             by_leading: dict[tuple[int, ...], list[tuple[int, ChunkStorageMetadata]]] = defaultdict(list)
             for number, chunk in enumerate(self.tensors[key].chunks):
@@ -159,7 +181,7 @@ class MegatronWeights:
                 for place in itertools.product(*ranges):
                     by_leading[place].append((number, chunk))
             self._chunks[key, depth] = by_leading
-        return self._chunks[key, depth][leading]
+        return self._chunks[key, depth][stored.offsets[:depth]]
 
 
 def _overlaps(

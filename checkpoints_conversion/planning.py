@@ -1,17 +1,21 @@
 """What moves where, settled and checked before a byte moves."""
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from checkpoints_conversion.config_fields import check_fields
 from checkpoints_conversion.families import dims_of, family_of
 from checkpoints_conversion.hf_reader import HfWeights
 from checkpoints_conversion.ops import Dims, Op, Shape, VocabRows
 from checkpoints_conversion.tables.rows import Family, Row
-from megatron_offgrpo.errors import CheckpointError
+from checkpoints_conversion.unsupported import REASONS
+from megatron_offgrpo.errors import CheckpointError, ConfigError
 from megatron_offgrpo.model.hf_config import Architecture, read_architecture
 
 _PART = re.compile(r"\[(\d+)/(\d+)\]$")
@@ -124,8 +128,17 @@ def layout_of(hf_dir: Path) -> Layout:
     Raises:
         ConfigError: no configuration, or one that Megatron cannot express.
     """
+    raw = _read_config(hf_dir)
+    where = str(hf_dir / "config.json")
+    if raw.get("model_type") in REASONS:
+        raise ConfigError(
+            "Megatron-Core cannot express this model family",
+            where=f"{where}: model_type",
+            got=f"{raw['model_type']}: {REASONS[raw['model_type']]}",
+        )
+    family = family_of(raw, where)
+    check_fields(raw, where)
     architecture = read_architecture(hf_dir)
-    family = family_of(architecture, hf_dir)
     dims = dims_of(architecture)
     # Layer by layer, as the files of a model are ordered; rows without a layer come first.
     rows = family.rows(architecture)
@@ -134,6 +147,22 @@ def layout_of(hf_dir: Path) -> Layout:
     moves = [move for row in outer for move in _moves(row, dims, None)]
     moves += [move for layer in range(dims.layers) for row in inner for move in _moves(row, dims, layer)]
     return Layout(family, architecture, dims, tuple(moves))
+
+
+def _read_config(hf_dir: Path) -> dict[str, Any]:
+    path = hf_dir / "config.json"
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(raw, dict):
+            raise ValueError("not a JSON object")
+    except (OSError, ValueError) as cause:
+        raise ConfigError(
+            f"cannot read the model's configuration ({cause})",
+            where=str(path),
+            expected="a Hugging Face model folder",
+            remedy="pass the folder that holds config.json and the safetensors files",
+        ) from None
+    return raw
 
 
 def _moves(row: Row, dims: Dims, layer: int | None) -> Iterator[Move]:

@@ -1,4 +1,4 @@
-"""Qwen2 and Qwen2.5, dense: QKV bias, grouped queries, gated MLP; DeepSeek-R1-Distill-Qwen, OpenThinker, AceReason."""
+"""Qwen2 and Qwen2.5: QKV bias; DeepSeek-R1-Distill-Qwen, OpenThinker, AceReason-Nemotron."""
 
 from checkpoints_conversion.tables.rows import Family, Row, attention, embeddings, gated_mlp
 from megatron_offgrpo.model.hf_config import Architecture

@@ -41,7 +41,7 @@ def embeddings(architecture: Architecture) -> tuple[Row, ...]:
     return rows
 
 
-def attention(*, qkv_bias: bool = False, out_bias: bool = False, head_norms: bool = False) -> tuple[Row, ...]:
+def attention(*, qkv_bias: bool = False, head_norms: bool = False) -> tuple[Row, ...]:
     """Pre-norm self-attention."""
     ours, theirs = f"{LAYER}.self_attention", f"{HF_LAYER}.self_attn"
     rows: list[Row] = [
@@ -51,8 +51,6 @@ def attention(*, qkv_bias: bool = False, out_bias: bool = False, head_norms: boo
     ]
     if qkv_bias:
         rows.append((f"{ours}.linear_qkv.bias", Qkv(theirs, "bias")))
-    if out_bias:
-        rows.append((f"{ours}.linear_proj.bias", Same(f"{theirs}.o_proj.bias", "h")))
     if head_norms:
         rows.append((f"{ours}.q_layernorm.weight", Same(f"{theirs}.q_norm.weight", "d")))
         rows.append((f"{ours}.k_layernorm.weight", Same(f"{theirs}.k_norm.weight", "d")))
@@ -67,4 +65,21 @@ def gated_mlp() -> tuple[Row, ...]:
         (f"{ours}.linear_fc1.weight[0/2]", Same(f"{theirs}.gate_proj.weight", "f h")),
         (f"{ours}.linear_fc1.weight[1/2]", Same(f"{theirs}.up_proj.weight", "f h")),
         (f"{ours}.linear_fc2.weight", Same(f"{theirs}.down_proj.weight", "h f")),
+    )
+
+
+def experts(module: str, *, gate: str, up: str, down: str) -> tuple[Row, ...]:
+    """Mixture of experts with gated MLPs; the same keys for Megatron's sequential and grouped experts.
+
+    Args:
+        module: the Hugging Face layer's name for the mixture; `gate`, `up`, `down`: the projections of one expert.
+    """
+    ours, theirs = f"{LAYER}.mlp", f"{HF_LAYER}.{module}"
+    one, their_one = f"{ours}.experts.experts.{{expert}}", f"{theirs}.experts.{{expert}}"
+    return (
+        (f"{LAYER}.pre_mlp_layernorm.weight", Same(f"{HF_LAYER}.post_attention_layernorm.weight", "h")),
+        (f"{ours}.router.weight", Same(f"{theirs}.gate.weight", "E h")),
+        (f"{one}.linear_fc1.weight[0/2]", Same(f"{their_one}.{gate}.weight", "e h")),
+        (f"{one}.linear_fc1.weight[1/2]", Same(f"{their_one}.{up}.weight", "e h")),
+        (f"{one}.linear_fc2.weight", Same(f"{their_one}.{down}.weight", "h e")),
     )
