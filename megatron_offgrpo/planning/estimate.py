@@ -253,8 +253,8 @@ def summary_lines(
 ) -> list[str]:
     """The facts that are printed before a run; memory and time where the model, the layout and a rate are given."""
     counts = plan.manifest.counts
-    sizes = [plan.num_trajectories_of_step(step) for step in {0, plan.num_steps - 1}]
-    per_step = f"{max(sizes)}" if len(set(sizes)) == 1 else f"{sizes[0]}, in the last step {sizes[-1]}"
+    first, last = plan.num_trajectories_of_step(0), plan.num_trajectories_of_step(plan.num_steps - 1)
+    per_step = f"{first}" if first == last else f"{first}, in the last step {last}"
     fill = counts["tokens"] / counts["padded_tokens"]
     lines = [
         f"steps          {plan.num_steps} ({per_step} trajectories a step)",
