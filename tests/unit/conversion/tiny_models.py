@@ -1,4 +1,4 @@
-"""Tiny random models of each family: odd vocabulary, grouped queries, head_dim unlike hidden / heads where it may be."""
+"""Tiny random models of each family: odd vocabulary, grouped queries, head_dim unlike hidden / heads where allowed."""
 
 from pathlib import Path
 from typing import Any
