@@ -30,7 +30,7 @@ def mean_only(rewards_G: FloatArray, on_policy_G: BoolArray) -> FloatArray:
 
 
 def rloo(rewards_G: FloatArray, on_policy_G: BoolArray) -> FloatArray:
-    """A_i = r_i - mean of the other rewards = (r_i - mean(r)) * G / (G - 1) (Ahmadian et al. 2024, section 3.2)."""
+    """A_i = r_i - mean of the other rewards = (r_i - mean(r)) * G / (G - 1) (Ahmadian et al. 2024)."""
     size = len(rewards_G)
     if size == 1:
         return rewards_G.copy()

@@ -44,7 +44,7 @@ def linear(logp: Tensor, mu: Tensor, advantage: Tensor) -> Tensor:
 
 
 def shaped(logp: Tensor, mu: Tensor, advantage: Tensor, *, gamma: float = 0.1) -> Tensor:
-    """-A * rho / (rho + gamma), which lifts the gradient of improbable tokens (LUFFY: Yan et al. 2025, eq. 7)."""
+    """-A * rho / (rho + gamma), which lifts the gradient of improbable tokens (LUFFY: Yan et al. 2025)."""
     rho = torch.exp(logp - mu)
     return -advantage * rho / (rho + gamma)
 
@@ -101,7 +101,7 @@ def sft(logp: Tensor, mu: Tensor, advantage: Tensor) -> Tensor:
 
 
 def dft(logp: Tensor, mu: Tensor, advantage: Tensor) -> Tensor:
-    """-sg(pi) * logp where A > 0, else 0, with pi = exp(logp) (dynamic fine-tuning: Wu et al. 2025, eq. 9).
+    """-sg(pi) * logp where A > 0, else 0, with pi = exp(logp) (dynamic fine-tuning: Wu et al. 2025).
 
     Its gradient is that of `linear` with A = 1 and mu = 0 on positives.
     """
@@ -125,7 +125,7 @@ def gspo(
         num_tokens: its number of response tokens.
 
     It compares with the behaviour policy and means little without its log-probs (mu = 0 gives s = the geometric mean
-    probability, which is clipped almost always). Source: Zheng et al. 2025, eq. 5 to 7; the paper's clip range.
+    probability, which is clipped almost always). Source: Zheng et al. 2025, with the clip range of its experiments.
     """
     ratio = torch.exp((logp - mu) / num_tokens)
     return -torch.minimum(ratio * advantage, ratio.clamp(1.0 - epsilon_low, 1.0 + epsilon_high) * advantage)

@@ -118,7 +118,7 @@ def pack_flops(plan: Plan, shape: ModelShape, *, recompute: bool = False) -> Flo
     """FLOPs of a training step on each pack, forward and backward.
 
     Per token 6 per matrix parameter of the layers (2 forward, 4 backward; padding tokens included), per trajectory
-    of l tokens 6 * num_layers * query_size * l^2 (QK^T and PV, causal: half of 12, Narayanan et al. 2021, eq. 2), and
+    of l tokens 6 * num_layers * query_size * l^2 (QK^T and PV, causal: half of 12, after Narayanan et al. 2021), and
     6 * hidden * vocabulary per response token for the head. Recomputing the layers adds a forward pass: 8 for 6.
 
     Returns:
