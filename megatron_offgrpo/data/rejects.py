@@ -56,5 +56,6 @@ class RejectFile:
 
 
 def _shown(value: object) -> str:
-    text = value if isinstance(value, str) else repr(value)
+    """One line of printable characters."""
+    text = value if isinstance(value, str) and value.strip() and value.isprintable() else repr(value)
     return text if len(text) <= MAX_SHOWN_CHARACTERS else text[:MAX_SHOWN_CHARACTERS] + "..."

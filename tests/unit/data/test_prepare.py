@@ -1,0 +1,138 @@
+"""The whole stage on tiny inputs: what is stored, counted, reused and refused."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from megatron_offgrpo.data.prepare import PrepareConfig, prepare, summary_lines
+from megatron_offgrpo.data.store import TrajectoryStore
+from megatron_offgrpo.errors import ConfigError, DataError
+from tests.unit.data.tiny import group, save_tokenizer, write_lines
+
+RIGHT, WRONG = r"\boxed{2}", r"\boxed{3}"
+
+
+@pytest.fixture
+def config(tmp_path, tokenizer_dir):
+    records = [
+        group("mixed", texts=[WRONG, WRONG, RIGHT, RIGHT, RIGHT]),
+        group("good", texts=[RIGHT, RIGHT], benchmark="b"),
+        "{",
+        group("bad", texts=[WRONG, "no answer"]),
+        group("long", problem="very " * 200),
+        group("cut", texts=["long " * 100 + RIGHT]),
+    ]
+    for one in records[0]["trajectories"]:
+        one["reward"] = 1
+    path = write_lines(tmp_path / "in.jsonl", records)
+    return PrepareConfig(
+        inputs=(str(path),),
+        tokenizer=str(tokenizer_dir),
+        output=str(tmp_path / "store"),
+        trajectories_per_group=4,
+        max_prompt_tokens=100,
+        max_response_tokens=60,
+        processes=1,
+    )
+
+
+def rejected(store):
+    return [json.loads(line) for line in (store.path / "rejected.jsonl").read_text().splitlines()]
+
+
+def test_what_is_stored_and_counted(config):
+    store = prepare(config)
+    assert [store.row(index).group_id for index in range(4)] == ["mixed", "good", "bad", "cut"]
+    assert store.row(0).texts == [RIGHT, WRONG, RIGHT, WRONG]
+    assert store.rewards.tolist() == [1, 0, 1, 0, 1, 1, 0, 0, 1]
+    assert store.truncated.tolist() == [False] * 8 + [True]
+    assert store.response_lengths[8] == 60
+    counts = store.manifest.counts
+    assert counts["groups"] == {"total": 4, "all_positive": 2, "mixed": 1, "all_negative": 1}
+    assert counts["read"] == {"groups": 5, "trajectories": 5 + 2 + 2 + 2 + 1}
+    assert counts["trajectories"] == 9
+    assert counts["trajectories_not_selected"] == 1
+    assert counts["labels"] == {"no_answer": 1, "ok": 11}
+    assert counts["agreement"] == {"compared": 5, "agree": 3, "given_1_computed_0": 2, "given_0_computed_1": 0}
+    assert counts["rejected"] == {"malformed JSON": 1, "prompt too long": 1}
+    assert counts["ignored_fields"] == {"benchmark": 1}
+    assert counts["truncated"] == 1
+    path = config.inputs[0]
+    assert [(one["where"], one["group_id"]) for one in rejected(store)] == [(f"{path}:3", None), (f"{path}:5", "long")]
+    text = "\n".join(summary_lines(store))
+    for expected in ("4: 2 all positive, 1 mixed, 1 all negative", "3 of 5 given labels (60.00 %)", "prompt too long 1",
+                     "1 more were not selected", "1 truncated", "benchmark 1"):  # fmt: skip
+        assert expected in text
+
+
+def test_given_and_majority_labels(config, tmp_path):
+    given = prepare(replace(config, label="given", output=str(tmp_path / "given")))
+    assert [given.row(index).group_id for index in range(given.num_groups)] == ["mixed"]
+    assert given.rewards.tolist() == [1, 1, 1, 1]
+    assert given.manifest.counts["rejected"]["no reward given"] == 4
+    majority = prepare(replace(config, label="majority", output=str(tmp_path / "majority")))
+    # `bad`: one vote for 3, none for 2. `mixed`: 3 votes for 2, 2 for 3.
+    assert majority.rewards.tolist() == [1, 0, 1, 0, 1, 1, 1, 0, 1]
+
+
+def test_a_finished_store_is_reused_until_something_changes(config, tmp_path):
+    first = prepare(config)
+    stamp = (first.path / "manifest.json").stat().st_mtime_ns
+    assert prepare(replace(config, processes=2)).path == first.path
+    assert (first.path / "manifest.json").stat().st_mtime_ns == stamp
+    with pytest.raises(DataError, match=r"other inputs or settings.*--overwrite"):
+        prepare(replace(config, trajectories_per_group=2))
+    changed = prepare(replace(config, trajectories_per_group=2, overwrite=True))
+    assert changed.manifest.fingerprint != first.manifest.fingerprint
+    again = prepare(replace(config, overwrite=True))
+    assert again.manifest.fingerprint == first.manifest.fingerprint
+    stamp = (first.path / "manifest.json").stat().st_mtime_ns
+    forced = prepare(replace(config, force=True))
+    assert (first.path / "manifest.json").stat().st_mtime_ns > stamp
+    assert forced.manifest.fingerprint == first.manifest.fingerprint
+    with open(config.inputs[0], "a") as file:
+        file.write(json.dumps(group("more")) + "\n")
+    with pytest.raises(DataError, match="other inputs or settings"):
+        prepare(config)
+    other = save_tokenizer(tmp_path / "other", corpus=["another corpus altogether, another vocabulary"])
+    with pytest.raises(DataError, match="other inputs or settings"):
+        prepare(replace(config, tokenizer=str(other)))
+
+
+def test_a_folder_that_is_no_store_is_never_replaced(config, tmp_path):
+    (tmp_path / "store").mkdir()
+    precious = tmp_path / "store" / "thesis.tex"
+    precious.write_text("years of work")
+    with pytest.raises(DataError, match="exists and is no store"):
+        prepare(replace(config, overwrite=True, force=True))
+    assert precious.read_text() == "years of work"
+    precious.unlink()
+    assert prepare(config).num_groups == 4
+
+
+def test_failures_leave_no_store_and_no_scratch(config, tmp_path):
+    with pytest.raises(DataError, match=r"every group was rejected.*prompt too long 5.*at most 1 tokens"):
+        prepare(replace(config, max_prompt_tokens=1))
+    with pytest.raises(DataError, match="no chat template"):
+        prepare(replace(config, tokenizer=str(save_tokenizer(tmp_path / "plain", chat_template=None))))
+    with pytest.raises(DataError, match="cannot read the input file"):
+        prepare(replace(config, inputs=(str(tmp_path / "absent.jsonl"),)))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "plain"]
+    with pytest.raises(DataError, match="no finished store here"):
+        TrajectoryStore.open(config.output)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"inputs": ()},
+        {"label": "guess"},
+        {"trajectories_per_group": 0},
+        {"max_prompt_tokens": 0},
+        {"max_response_tokens": -1},
+    ],
+)
+def test_impossible_settings(config, change):
+    with pytest.raises(ConfigError):
+        prepare(replace(config, **change))
