@@ -1,6 +1,7 @@
 """Packs: complete, within the limit, few, even, deterministic."""
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,9 @@ from hypothesis import strategies as st
 from megatron_offgrpo.errors import ConfigError
 from megatron_offgrpo.planning import packing
 from megatron_offgrpo.planning.packing import lower_bound, pack
+from tools.bench_packing import GROUPS_PER_STEP, read_lengths, tokens_computed
+
+TRAJECTORIES = Path(__file__).resolve().parents[3].parent / "shared" / "data" / "trajectories"
 
 LENGTHS = st.lists(st.integers(0, 50), max_size=40)
 
@@ -119,3 +123,20 @@ def test_a_sequence_longer_than_a_pack_is_named():
     assert "trajectory 41" in message
     assert "12 tokens" in message
     assert "max_pack_tokens" in message
+
+
+@pytest.mark.parametrize("max_tokens", [8192, 32768])
+@pytest.mark.parametrize("name", ["amc23", "gsm8k", "math500"])
+def test_fill_on_real_lengths(name, max_tokens):
+    """At least 99 % of the tokens computed are real, in as few packs as any packing needs."""
+    file = TRAJECTORIES / f"{name}.jsonl.gz"
+    if not file.is_file():
+        pytest.skip(f"needs the fixture {file.name}, which is not part of the repository")
+    data = read_lengths(file)
+    lengths = np.minimum(data.tokens, max_tokens)
+    for group in range(0, len(data.offsets) - 1, GROUPS_PER_STEP):
+        end = min(group + GROUPS_PER_STEP, len(data.offsets) - 1)
+        step = lengths[data.offsets[group] : data.offsets[end]]
+        packs = pack(step, max_tokens)
+        assert len(packs) == lower_bound(step, max_tokens)
+        assert step.sum() >= 0.99 * tokens_computed(step, packs, one_length=False)
