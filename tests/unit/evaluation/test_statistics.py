@@ -1,0 +1,115 @@
+"""avg@k, pass@k, intervals and the paired comparison, against hand-worked cases and simulation."""
+
+import math
+
+import numpy as np
+import pytest
+
+from megatron_offgrpo.errors import DataError
+from megatron_offgrpo.evaluation import statistics
+
+
+def rows(*counts, k):
+    """0/1 rows with the given numbers of right samples out of k."""
+    return np.array([[1.0] * count + [0.0] * (k - count) for count in counts])
+
+
+def test_accuracy_is_the_mean_over_all_samples():
+    assert statistics.accuracy(rows(4, 1, 0, k=4)) == pytest.approx(5 / 12)
+
+
+def test_pass_at_k_by_hand():
+    correct = rows(2, 0, k=4)
+    # c = 2 of n = 4: pass@1 = 1/2, pass@2 = 1 - C(2,2)/C(4,2) = 1 - 1/6, pass@3 = 1 - 0 = 1; c = 0: all 0.
+    assert statistics.pass_at(correct, 1) == pytest.approx(1 / 4)
+    assert statistics.pass_at(correct, 2) == pytest.approx(5 / 12)
+    assert statistics.pass_at(correct, 3) == pytest.approx(1 / 2)
+
+
+def test_pass_at_k_equals_the_binomial_formula():
+    n, counts = 16, (0, 1, 5, 12, 16)
+    for k in (1, 3, 8, 16):
+        expected = np.mean([1 - math.comb(n - c, k) / math.comb(n, k) for c in counts])
+        assert statistics.pass_at(rows(*counts, k=n), k) == pytest.approx(expected)
+
+
+def test_pass_at_more_than_the_samples_is_refused():
+    with pytest.raises(DataError, match="pass@k"):
+        statistics.pass_at(rows(1, k=4), 5)
+
+
+def test_interval_over_problems_is_the_normal_one_for_many_problems():
+    # 100 problems, half always right, half always wrong: standard error of the mean = 0.5 sqrt(100/99) / 10 = 0.05025.
+    low, high = statistics.interval_new_problems(rows(*([3] * 50 + [0] * 50), k=3))
+    assert (low, high) == (
+        pytest.approx(0.5 - 1.96 * 0.05025, abs=0.006),
+        pytest.approx(0.5 + 1.96 * 0.05025, abs=0.006),
+    )
+
+
+def test_interval_over_samples_vanishes_where_every_problem_is_certain():
+    certain = rows(*([3] * 50 + [0] * 50), k=3)
+    assert statistics.interval_new_samples(certain) == (0.5, 0.5)
+
+
+def test_interval_over_samples_by_hand():
+    # 64 problems with 2 of 4 right: unbiased variance of a sample 4/3 * 1/4 = 1/3, of the mean of all 1/3 / 256,
+    # standard error 0.03608.
+    low, high = statistics.interval_new_samples(rows(*[2] * 64, k=4))
+    assert high - low == pytest.approx(2 * 1.96 * 0.03608, rel=0.06)
+    assert (low + high) / 2 == pytest.approx(0.5, abs=0.01)
+
+
+def test_no_interval_without_repetition():
+    assert statistics.interval_new_samples(rows(1, 0, k=1)) is None
+    assert statistics.interval_new_problems(rows(1, k=4)) is None
+
+
+def test_intervals_are_seeded():
+    correct = np.random.default_rng(0).integers(0, 2, size=(97, 5)).astype(float)
+    assert statistics.interval_new_problems(correct, 1) == statistics.interval_new_problems(correct, 1)
+    assert statistics.interval_new_problems(correct, 1) != statistics.interval_new_problems(correct, 2)
+
+
+@pytest.mark.parametrize("kind", ["problems", "samples"])
+def test_intervals_cover_the_truth_under_their_own_model(kind, monkeypatch):
+    monkeypatch.setattr(statistics, "RESAMPLES", 600)
+    rng = np.random.default_rng(0)
+    fixed = rng.beta(2, 2, size=60)
+    hits, trials = 0, 600
+    for trial in range(trials):
+        rate = rng.beta(2, 2, size=60) if kind == "problems" else fixed
+        correct = (rng.random((60, 4)) < rate[:, None]).astype(float)
+        if kind == "problems":
+            truth, interval = 0.5, statistics.interval_new_problems(correct, trial)
+        else:
+            truth, interval = fixed.mean(), statistics.interval_new_samples(correct, trial)
+        hits += interval[0] <= truth <= interval[1]
+    assert 0.925 <= hits / trials <= 0.975
+
+
+def test_comparison_by_hand():
+    # Differences +1, +1/2, 0, +1/2: mean 1/2. Of the 2^3 signs of the three that are not 0 only all plus and all minus
+    # reach |mean| = 1/2: p = 2/8.
+    comparison = statistics.compare(rows(0, 1, 1, 0, k=2), rows(2, 2, 1, 1, k=2))
+    assert comparison.difference == pytest.approx(0.5)
+    assert comparison.p_value == pytest.approx(0.25)
+    assert (comparison.better, comparison.worse, comparison.num_problems) == (3, 0, 4)
+
+
+def test_comparison_of_equal_models_has_p_value_one():
+    correct = rows(2, 1, 0, k=2)
+    comparison = statistics.compare(correct, correct)
+    assert (comparison.difference, comparison.p_value, comparison.ci95) == (0.0, 1.0, (0.0, 0.0))
+
+
+def test_comparison_is_paired():
+    # The problems differ widely, the second model is a little better on each: only a paired test sees it.
+    first = rows(*range(9), k=10)
+    second = rows(*range(1, 10), k=10)
+    assert statistics.compare(first, second).p_value < 0.01
+
+
+def test_comparison_refuses_other_problems():
+    with pytest.raises(DataError, match="same problems"):
+        statistics.compare(rows(1, k=2), rows(1, 1, k=2))
