@@ -12,7 +12,7 @@ import torch
 from megatron_offgrpo.config import ObjectiveConfig
 from megatron_offgrpo.metrics import Max, Mean, Sum
 from megatron_offgrpo.objective import advantages, divergences, surrogates
-from megatron_offgrpo.objective.compose import TokenTerms, offline_grpo_loss, results, to_metrics
+from megatron_offgrpo.objective.compose import StackedMetrics, TokenTerms, offline_grpo_loss, results, to_metrics
 
 LN2 = math.log(2.0)
 OBJECTIVE = ObjectiveConfig(
@@ -192,6 +192,14 @@ def test_splitting_into_micro_batches_changes_nothing(surrogate):
     torch.testing.assert_close(total, whole, rtol=1e-13, atol=0)
     torch.testing.assert_close(torch.autograd.grad(total, terms.logp)[0], expected, rtol=1e-12, atol=1e-15)
     assert results(to_metrics(combined)) == pytest.approx(results(to_metrics(stacked)), rel=1e-12)
+
+
+def test_parts_of_a_step_combine():
+    first = StackedMetrics(tensor(1.0, 2.0), tensor(3.0, -math.inf))
+    second = StackedMetrics(tensor(10.0, 20.0), tensor(-math.inf, 4.0))
+    for combined in (first.combine(second), second.combine(first)):
+        assert combined.sums.tolist() == [11, 22]
+        assert combined.maxima.tolist() == [3, 4]
 
 
 def test_context_parallel_rows_need_only_the_summed_trajectories():

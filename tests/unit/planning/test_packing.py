@@ -89,6 +89,13 @@ def test_best_fit_where_the_even_packing_overflows():
     assert packs == [[0, 1], [2, 3, 4]]
 
 
+def test_packs_are_even_where_more_than_the_bound_are_needed():
+    # 19 tokens need two packs, but no two packs hold 4, 4, 4, 4 and 3. Best fit leaves 8 | 8 | 3.
+    lengths = np.array([4, 4, 4, 4, 3])
+    assert lower_bound(lengths, 10) == 2
+    assert sorted(loads(lengths, pack(lengths, 10))) == [4, 7, 8]
+
+
 def test_filling_pack_by_pack_where_best_fit_needs_one_more():
     # Best fit decreasing: 6, 4 | 5, 4 | 3, 2, 2, 2 | 2. The same 30 tokens also fit 6, 4 | 5, 3, 2 | 4, 2, 2, 2.
     lengths = np.array([6, 5, 4, 4, 3, 2, 2, 2, 2])
