@@ -101,7 +101,7 @@ def check_fields(raw: Mapping[str, Any], where: str) -> None:
     family = str(raw.get("model_type"))
     problems = []
     for field, value in raw.items():
-        problem = _problem(field, value, raw, family)
+        problem = field_problem(field, value, raw, family)
         if problem is not None:
             problems.append(f"{field} = {value!r}: {problem}")
     if problems:
@@ -112,7 +112,7 @@ def check_fields(raw: Mapping[str, Any], where: str) -> None:
         )
 
 
-def _problem(field: str, value: Any, raw: Mapping[str, Any], family: str) -> str | None:
+def field_problem(field: str, value: Any, raw: Mapping[str, Any], family: str) -> str | None:
     """Why a field is refused, or None."""
     if field in MAPPED or field in HARMLESS or field in MAPPED_EXPERTS.get(family, ()):
         return None

@@ -2,6 +2,7 @@
 
 import io
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,7 +91,10 @@ def write_torch_dist(
     # One thread and nothing copied ahead: one group of tensors in memory at a time.
     writer = FileSystemWriter(folder, thread_count=1, per_thread_copy_ahead=0)
     try:
-        dcp.save({}, storage_writer=writer, planner=_LazySavePlanner(pieces, extra_states), no_dist=True)
+        with warnings.catch_warnings():
+            # It says that there is no process group, which is meant.
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
+            dcp.save({}, storage_writer=writer, planner=_LazySavePlanner(pieces, extra_states), no_dist=True)
     except CheckpointException as wrapped:
         cause, _ = next(iter(wrapped.failures.values()))
         if isinstance(cause, OffgrpoError | OSError):

@@ -1,0 +1,69 @@
+"""A checkpoint's pickles are read without running anything in them."""
+
+import argparse
+import os
+import pickle
+
+import pytest
+import torch
+from torch.distributed.checkpoint import Metadata
+
+from checkpoints_conversion import hf_to_megatron
+from checkpoints_conversion.megatron_reader import iteration_folder
+from checkpoints_conversion.safe_metadata import read_common, read_metadata
+from megatron_offgrpo.errors import CheckpointError
+from tests.unit.conversion.tiny_models import save_tiny_model
+
+
+class Evil:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_metadata_that_would_run_code_is_refused_and_does_not(tmp_path):
+    (tmp_path / ".metadata").write_bytes(pickle.dumps(Evil(tmp_path / "ran")))
+    with pytest.raises(CheckpointError, match="mkdir is not allowed here"):
+        read_metadata(tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_code_inside_an_allowed_class_is_refused_too(tmp_path):
+    metadata = Metadata(state_dict_metadata={}, planner_data=Evil(tmp_path / "ran"))
+    (tmp_path / ".metadata").write_bytes(pickle.dumps(metadata))
+    with pytest.raises(CheckpointError, match="mkdir is not allowed here"):
+        read_metadata(tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("name", ["torch.load", "torch.serialization.load", "builtins.eval", "torch.hub.load"])
+def test_callables_of_allowed_modules_are_refused(name, tmp_path):
+    module, _, function = name.rpartition(".")
+    (tmp_path / ".metadata").write_bytes(f"c{module}\n{function}\n.".encode())
+    with pytest.raises(CheckpointError, match="is not allowed here"):
+        read_metadata(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x80", pickle.dumps([1, 2])])
+def test_truncated_or_foreign_metadata(content, tmp_path):
+    (tmp_path / ".metadata").write_bytes(content)
+    with pytest.raises(CheckpointError, match="refused or unreadable checkpoint metadata"):
+        read_metadata(tmp_path)
+
+
+def test_metadata_of_a_converted_checkpoint_is_allowed(tmp_path):
+    hf_to_megatron(save_tiny_model("qwen2", tmp_path / "hf"), tmp_path / "megatron")
+    metadata = read_metadata(iteration_folder(tmp_path / "megatron"))
+    entry = metadata.state_dict_metadata["decoder.layers.mlp.linear_fc2.weight"]
+    assert (tuple(entry.size), entry.properties.dtype) == ((4, 48, 80), torch.float32)
+
+
+def test_common_refuses_code_and_takes_a_namespace(tmp_path):
+    torch.save({"x": Evil(tmp_path / "ran")}, tmp_path / "common.pt")
+    with pytest.raises(CheckpointError, match=r"common\.pt"):
+        read_common(tmp_path)
+    assert not (tmp_path / "ran").exists()
+    torch.save({"args": argparse.Namespace(tp=2), "iteration": 3}, tmp_path / "common.pt")
+    assert read_common(tmp_path) == {"args": argparse.Namespace(tp=2), "iteration": 3}
