@@ -12,7 +12,7 @@ from torch import Tensor
 from checkpoints_conversion.fingerprints import WeightsFingerprint
 from checkpoints_conversion.hf_reader import bytes_of
 from checkpoints_conversion.hf_writer import SafetensorsWriter, TensorSpec, carry_files, parse_size
-from checkpoints_conversion.megatron_reader import MASTER_PREFIXES, MegatronWeights, iteration_folder
+from checkpoints_conversion.megatron_reader import MegatronWeights, iteration_folder
 from checkpoints_conversion.megatron_writer import RELEASE, TRACKER, LazyPiece, extra_state_keys, write_torch_dist
 from checkpoints_conversion.planning import ConversionPlan, Layout, Move, layout_of, plan
 from megatron_offgrpo.artifacts import Manifest, atomic_folder, write_manifest
@@ -164,7 +164,7 @@ def check_checkpoint(layout: Layout, weights: MegatronWeights, *, masters: bool)
     """
     problems, prefixes, used = [], {}, set()
     for move in layout.moves:
-        candidates = [*(MASTER_PREFIXES if masters else ()), ""]
+        candidates = [*(weights.master_prefixes if masters else ()), ""]
         prefix = next((p for p in candidates if weights.find(move.region, p)), "")
         problem = weights.problem(move.region, padded=move.padded, prefix=prefix)
         if problem is not None:

@@ -1,6 +1,7 @@
 """Reads regions of a Megatron torch_dist checkpoint, whatever layout wrote it."""
 
 import itertools
+import re
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,9 @@ from checkpoints_conversion.safe_metadata import METADATA, SafeReader
 from megatron_offgrpo.artifacts import MANIFEST, fingerprint_of_file, read_manifest
 from megatron_offgrpo.errors import CheckpointError
 
-# Where an optimizer keeps the fp32 master copy of a parameter: distributed (fully reshardable), and plain.
-MASTER_PREFIXES = ("optimizer.state.param.", "optimizer.state.fp32_param.")
+# Where an optimizer keeps the fp32 master copy of a parameter: distributed (fully reshardable) or plain, and numbered
+# where expert and other parameters have optimizers of their own.
+_MASTER_PREFIX = re.compile(r"(chained_\d+\.)?optimizer\.state\.(param|fp32_param)\.")
 
 
 def iteration_folder(megatron_dir: Path, iteration: int | None = None) -> Path:
@@ -94,6 +96,9 @@ class MegatronWeights:
             for key, entry in self.metadata.state_dict_metadata.items()
             if isinstance(entry, TensorStorageMetadata)
         }
+        masters = {match[0] for key in self.tensors if (match := _MASTER_PREFIX.match(key))}
+        self.master_prefixes = tuple(sorted(masters))
+        """What stands before a parameter's key in that of its fp32 master copy; empty where there are none."""
         self._chunks: dict[tuple[str, int], dict[tuple[int, ...], list[tuple[int, ChunkStorageMetadata]]]] = {}
 
     def _check_files(self) -> None:

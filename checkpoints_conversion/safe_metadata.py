@@ -29,7 +29,11 @@ _ALLOWED: dict[str, frozenset[str]] = {
             "_MEM_FORMAT_ENCODING",
         }
     ),
-    "torch.distributed.checkpoint.filesystem": frozenset({"_StorageInfo"}),
+    "torch.distributed.checkpoint.filesystem": frozenset({"_StorageInfo", "_StoragePrefix"}),
+    # Megatron-Core stores the plan of every rank's write beside the index.
+    "torch.distributed.checkpoint.planner": frozenset(
+        {"SavePlan", "WriteItem", "WriteItemType", "TensorWriteData", "BytesIOWriteData"}
+    ),
     "torch.serialization": frozenset({"_get_layout"}),
     "torch": frozenset({"Size", "device"}),
     "collections": frozenset({"OrderedDict"}),
