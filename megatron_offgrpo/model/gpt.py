@@ -142,6 +142,10 @@ def transformer_config(architecture: Architecture, layout: LayoutConfig, model: 
         expert_tensor_parallel_size=1 if layout.ep > 1 else None,
         sequence_parallel=layout.sequence_parallel,
         use_cpu_initialization=portable.needed(),
+        # Interleaved stages of two pipeline ranks send both ways between the same pair at once; Megatron keeps those
+        # messages apart in this mode only, else they arrive exchanged.
+        overlap_p2p_comm=layout.vpp > 1,
+        batch_p2p_comm=layout.vpp == 1,
         # Packs differ in length, so pipeline stages tell each other the shape.
         variable_seq_lengths=True,
         moe_token_dispatcher_type="alltoall",

@@ -70,6 +70,7 @@ def install() -> None:
     if optimizer.USING_PYTORCH_OPTIMIZER:
         optimizer.Adam = GroupStepAdamW
         optimizer.USING_PYTORCH_OPTIMIZER = False
-        # It has FusedAdam's form, and these two switches are about the form alone.
+        # It has FusedAdam's form, and these switches are about the form alone.
+        distrib_optimizer.Adam = GroupStepAdamW
         distrib_optimizer.HAVE_APEX_OR_TE = True
         distrib_optimizer.USING_APEX_OPTIMIZER = True

@@ -20,8 +20,11 @@ from megatron_offgrpo.training.student import Student
 
 TRACKER = "latest_checkpointed_iteration.txt"
 RELEASE = "release"
-SHARDING = {"distrib_optim_sharding_type": "fully_reshardable"}
-"""0.16's optimizer format that loads in any layout."""
+
+
+def sharding() -> dict[str, str]:
+    """Megatron's metadata for 0.16's optimizer format that loads in any layout; Megatron adds groups to the dict."""
+    return {"distrib_optim_sharding_type": "fully_reshardable"}
 
 
 def iteration_folder(folder: Path, iteration: int | None) -> Path:
@@ -102,7 +105,7 @@ def load_all(student: Student, checkpoint: Path) -> dict[str, Any]:
     model_state = _model_state(student)
     state = {
         "model": model_state,
-        "optimizer": student.optimizer.sharded_state_dict(model_state, metadata=SHARDING, is_loading=True),
+        "optimizer": student.optimizer.sharded_state_dict(model_state, metadata=sharding(), is_loading=True),
     }
     loaded = dist_checkpointing.load(state, str(checkpoint))
     _fill_model(student, loaded.pop("model"))
@@ -124,7 +127,7 @@ def save(student: Student, folder: Path, iteration: int, manifest: Manifest, kee
     model_state = _model_state(student)
     state = {
         "model": model_state,
-        "optimizer": student.optimizer.sharded_state_dict(model_state, metadata=SHARDING),
+        "optimizer": student.optimizer.sharded_state_dict(model_state, metadata=sharding()),
         "iteration": iteration,
         "checkpoint_version": 3.0,
     }
@@ -158,7 +161,7 @@ def _model_state(student: Student) -> dict[str, Any]:
     """Sharded tensors of all chunks under their global keys, without the layers' empty `_extra_state` objects."""
     state: dict[str, Any] = {}
     for number, model in enumerate(student.models):
-        chunk = model.sharded_state_dict(metadata=SHARDING)
+        chunk = model.sharded_state_dict(metadata=sharding())
         state |= {f"{number}.{key}": value for key, value in chunk.items() if not key.endswith("_extra_state")}
     return state
 

@@ -1,0 +1,79 @@
+"""What each rank does in the layout tests: one gradient in each of several layouts, written as a sharded state dict."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.mapping import ShardedBase
+
+from megatron_offgrpo.config import LayoutConfig, RunConfig
+from megatron_offgrpo.data.store import TrajectoryStore
+from megatron_offgrpo.objective.compose import results, to_metrics
+from megatron_offgrpo.parallel import runtime
+from megatron_offgrpo.planning.assignment import assign
+from megatron_offgrpo.planning.plan import build_plan
+from megatron_offgrpo.training.batch import Batch, build_batch, members_of
+from megatron_offgrpo.training.checkpoint import load_weights, sharding
+from megatron_offgrpo.training.step import compute_gradients
+from megatron_offgrpo.training.student import Student, build_student
+from tests.distributed.toy import architecture, toy_run
+
+
+def gradient_state(student: Student) -> dict:
+    """The student's sharded state dict with gradients in the place of weights, so that any layout can load it."""
+    state = {}
+    for number, (model, wrapped) in enumerate(zip(student.models, student.wrapped, strict=True)):
+        gradients = {id(parameter): parameter.main_grad for parameter in wrapped.parameters()}
+        for key, value in model.sharded_state_dict(metadata=sharding()).items():
+            if isinstance(value, ShardedBase) and isinstance(value.data, torch.Tensor) and id(value.data) in gradients:
+                value.data = gradients[id(value.data)]
+                state[f"{number}.{key}"] = value
+    return state
+
+
+def fake_reference(trajectory: int, length: int) -> np.ndarray:
+    """Some fixed log-probs near those of a random model."""
+    return (-5.7 + 0.3 * np.sin(trajectory + np.arange(length))).astype(np.float32)
+
+
+def gradient(run: RunConfig, kind: str, store: TrajectoryStore, place: runtime.Placement, weights: Path) -> tuple:
+    """Student and metrics after the backward pass of step 0."""
+    student = build_student(architecture(kind), run, distributed_optimizer=False)
+    load_weights(student, weights)
+    plan = build_plan(store, run.plan, run.objective)
+    packs = list(plan.packs_of_step(0))
+    mine = assign([1.0] * len(packs), place.dp, run.layout.pp if run.layout.vpp > 1 else 1)[place.dp_rank]
+
+    def make_batch(pack: int | None) -> Batch:
+        return build_batch(
+            store,
+            [] if pack is None else members_of(plan, pack),
+            pack=pack,
+            pack_multiple=run.plan.pack_multiple,
+            reference=lambda t: fake_reference(t, int(store.response_lengths[t])),
+            device=place.device,
+        )
+
+    numbers = [None if n is None else packs[n] for n in mine]
+    stacked, bad = compute_gradients(student, numbers, make_batch, run, place)
+    assert bad is None
+    return student, results(to_metrics(stacked)), len(numbers)
+
+
+def write_gradients(store: str, weights: str, output: str, cases: list[dict]) -> None:
+    """Runs each case (name, kind, layout, plan) and writes its gradients and metrics under output/name."""
+    for case in cases:
+        run = toy_run(LayoutConfig(**case["layout"]), **case.get("plan", {}))
+        place = runtime.start(run.layout, seed=0)
+        student, metrics, num_packs = gradient(
+            run, case["kind"], TrajectoryStore.open(store), place, Path(weights) / case["kind"]
+        )
+        folder = Path(output) / case["name"]
+        if place.is_writer:
+            folder.mkdir(parents=True)
+            (folder / "metrics.json").write_text(json.dumps({**metrics, "packs_per_rank": num_packs}))
+        torch.distributed.barrier()
+        dist_checkpointing.save(gradient_state(student), str(folder))
+    runtime.stop()

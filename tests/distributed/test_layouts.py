@@ -1,0 +1,116 @@
+"""Every layout gives the loss and the gradients of one process, on the same packs and on other packs."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from megatron.core import dist_checkpointing
+
+from megatron_offgrpo.config import LayoutConfig
+from megatron_offgrpo.parallel import runtime
+from megatron_offgrpo.training.student import build_student
+from tests.distributed.harness import run_ranks
+from tests.distributed.layout_worker import gradient, gradient_state
+from tests.distributed.toy import architecture, toy_run, write_toy_store
+
+TOLERANCE = 1e-5
+KINDS = ("qwen2", "qwen2_tied", "qwen3", "qwen3_moe")
+_TP2 = {"tp": 2}
+_SP2 = {"tp": 2, "sequence_parallel": True}
+_PP2 = {"pp": 2}
+_DP2: dict = {}
+TWO_PROCESSES = (
+    [("qwen2", name, layout, {}) for name, layout in (("tp2", _TP2), ("sp2", _SP2), ("pp2", _PP2), ("dp2", _DP2))]
+    + [("qwen2_tied", "sp2", _SP2, {}), ("qwen2_tied", "pp2", _PP2, {}), ("qwen3", "sp2", _SP2, {})]
+    + [("qwen3_moe", "ep2", {"ep": 2}, {}), ("qwen3_moe", "pp2", _PP2, {})]
+    + [("qwen2", "pp2_small_packs", _PP2, {"max_pack_tokens": 48}), ("qwen2", "vpp2", {"pp": 2, "vpp": 2}, {})]
+)
+FOUR_PROCESSES = [
+    ("qwen2", "tp2_pp2", {"tp": 2, "pp": 2}, {}),
+    ("qwen2_tied", "sp2_pp2", {**_SP2, "pp": 2}, {}),
+    ("qwen2", "tp2_dp2", _TP2, {}),
+    ("qwen3_moe", "ep2_pp2", {"ep": 2, "pp": 2}, {}),
+]
+ONE_PROCESS = [
+    # 1, 2 and 4 or more micro-batches from the same trajectories.
+    ("qwen2", "one_pack", {}, {"max_pack_tokens": 1024}),
+    ("qwen2", "two_packs", {}, {"max_pack_tokens": 240}),
+    ("qwen2", "many_packs", {}, {"max_pack_tokens": 48}),
+    ("qwen2", "other_alignment", {}, {"pack_multiple": 16}),
+]
+
+
+@pytest.fixture(scope="module")
+def place():
+    yield runtime.start(LayoutConfig(), seed=0)
+    runtime.stop()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, place) -> Path:
+    """A store, and one checkpoint of random weights per architecture."""
+    folder = tmp_path_factory.mktemp("layouts")
+    write_toy_store(folder / "store")
+    for kind in KINDS:
+        torch.manual_seed(1)
+        model = build_student(architecture(kind), toy_run()).models[0]
+        for parameter in model.parameters():
+            # Also biases and norms, which start at 0 and 1; larger weights than usual, so that nothing is near zero.
+            torch.nn.init.normal_(parameter, mean=1.0 if parameter.dim() == 1 else 0.0, std=0.1)
+        (folder / "weights" / kind).mkdir(parents=True)
+        dist_checkpointing.save(
+            {f"0.{k}": v for k, v in model.sharded_state_dict().items()}, str(folder / "weights" / kind)
+        )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(folder, place):
+    """Gradients and metrics of one process, by architecture, at the toy run's own packs."""
+    from megatron_offgrpo.data.store import TrajectoryStore
+
+    store = TrajectoryStore.open(folder / "store")
+    found = {}
+    for kind in KINDS:
+        student, metrics, packs = gradient(toy_run(), kind, store, place, folder / "weights" / kind)
+        assert packs > 1
+        found[kind] = (student, {n: p.main_grad.clone() for n, p in student.models[0].named_parameters()}, metrics)
+    return found
+
+
+def _cases(parameters: list) -> list[dict]:
+    return [
+        {"name": f"{kind}-{name}", "kind": kind, "layout": layout, "plan": plan}
+        for kind, name, layout, plan in parameters
+    ]
+
+
+@pytest.fixture(scope="module")
+def written(folder) -> Path:
+    output = folder / "gradients"
+    common = {"store": str(folder / "store"), "weights": str(folder / "weights"), "output": str(output)}
+    run_ranks("tests.distributed.layout_worker:write_gradients", 1, cases=_cases(ONE_PROCESS), **common)
+    run_ranks("tests.distributed.layout_worker:write_gradients", 2, cases=_cases(TWO_PROCESSES), **common)
+    run_ranks("tests.distributed.layout_worker:write_gradients", 4, cases=_cases(FOUR_PROCESSES), **common)
+    return output
+
+
+@pytest.mark.parametrize("case", _cases(ONE_PROCESS + TWO_PROCESSES + FOUR_PROCESSES), ids=lambda case: case["name"])
+def test_loss_and_gradients_equal_one_process(case, written, expected):
+    student, gradients, metrics = expected[case["kind"]]
+    got = json.loads((written / case["name"] / "metrics.json").read_text())
+    if case["name"].endswith("one_pack"):
+        assert got["packs_per_rank"] == 1
+    if case["name"].endswith("many_packs"):
+        assert got["packs_per_rank"] >= 4
+    for name in ("loss", "surrogate", "kl_term", "entropy_term", "entropy", "kl", "logp_right", "ratio_max"):
+        assert got[name] == pytest.approx(metrics[name], rel=1e-5, abs=1e-7), name
+    loaded = dist_checkpointing.load(gradient_state(student), str(written / case["name"]))
+    norm = torch.stack([g.norm() for g in gradients.values()]).norm()
+    assert norm > 0
+    for name, gradient_of_one in gradients.items():
+        other = loaded[f"0.{name}"]
+        # Rows beyond the real vocabulary are padding, of which each layout has a different number.
+        difference = (gradient_of_one - other).norm() / max(gradient_of_one.norm(), 1e-6 * norm)
+        assert difference <= TOLERANCE, f"{name}: {difference:.2e}"

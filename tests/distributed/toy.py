@@ -1,0 +1,80 @@
+"""A toy store, architectures and run for tests over several processes."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from megatron_offgrpo.config import LayoutConfig, ModelConfig, OptimizerConfig, PlanConfig, RunConfig
+from megatron_offgrpo.data.store import StoreRow, TrajectoryStore, write_store
+from megatron_offgrpo.model.hf_config import Architecture, architecture_of
+from recipes.objectives import released
+
+VOCAB_SIZE = 301
+"""Odd, so that every layout pads it differently."""
+
+_SHAPE = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": VOCAB_SIZE,
+    "max_position_embeddings": 512,
+}
+
+
+def hf_config(kind: str) -> dict:
+    """config.json of a tiny model: qwen2, qwen2_tied, qwen3 or qwen3_moe."""
+    if kind == "qwen2_tied":
+        return {"model_type": "qwen2", "tie_word_embeddings": True, **_SHAPE}
+    if kind == "qwen3_moe":
+        experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "norm_topk_prob": True}
+        return {"model_type": "qwen3_moe", "head_dim": 16, **_SHAPE, **experts}
+    return {"model_type": kind, "tie_word_embeddings": False, **_SHAPE}
+
+
+def architecture(kind: str) -> Architecture:
+    return architecture_of(hf_config(kind))
+
+
+def write_toy_store(path: Path, num_groups: int = 8, seed: int = 0) -> TrajectoryStore:
+    """Groups of four random trajectories of uneven length; mixed, all-positive and all-negative ones; some mu."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for group in range(num_groups):
+        lengths = rng.integers(3, 24, 4)
+        responses = [rng.integers(0, VOCAB_SIZE, n).tolist() for n in lengths]
+        rewards = [[1.0, 0.0, 1.0, 0.0], [1.0] * 4, [0.0] * 4, [1.0, 1.0, 1.0, 0.0]][group % 4]
+        known = [(-rng.random(n)).tolist() if group % 3 == 0 else None for n in lengths]
+        rows.append(
+            StoreRow(
+                group_id=f"g{group}",
+                problem="p",
+                answer="1",
+                prompt_ids=rng.integers(0, VOCAB_SIZE, int(rng.integers(2, 9))).tolist(),
+                response_ids=responses,
+                rewards=rewards,
+                given_rewards=[None] * 4,
+                label_statuses=["given"] * 4,
+                sources=[None] * 4,
+                on_policy=[False] * 4,
+                truncated=[False] * 4,
+                behaviour_logprobs=known,
+                sample_ids=[None] * 4,
+                texts=[""] * 4,
+            )
+        )
+    return write_store(path, rows, tokenizer_fingerprint="toy", inputs={}, counts={}, config={})
+
+
+def toy_run(layout: LayoutConfig | None = None, **plan: object) -> RunConfig:
+    """The released objective on the toy store, fp32, two steps of four groups."""
+    return RunConfig(
+        name="toy",
+        objective=replace(released(), max_response_tokens=24),
+        plan=PlanConfig(**{"groups_per_step": 4, "max_pack_tokens": 96, "pack_multiple": 8, **plan}),
+        optimizer=OptimizerConfig(lr=1e-3),
+        layout=layout or LayoutConfig(),
+        model=ModelConfig(precision="fp32", head_chunk_mebibytes=1),
+    )
