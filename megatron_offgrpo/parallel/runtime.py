@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from megatron_offgrpo.config import LayoutConfig
 from megatron_offgrpo.errors import ConfigError
-from megatron_offgrpo.parallel import adamw, portable
+from megatron_offgrpo.parallel import adamw, local, portable
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,7 @@ def data_parallel_size(layout: LayoutConfig, world_size: int) -> int:
 def start(layout: LayoutConfig, *, seed: int, timeout_minutes: int = 30) -> Placement:
     """Joins the process group (torchrun's or srun's environment; alone without one) and makes Megatron's groups."""
     portable.install()
+    local.adopt_slurm_environment()
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     data_parallel_size(layout, world_size)
     if torch.cuda.is_available():
