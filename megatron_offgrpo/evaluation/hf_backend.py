@@ -39,8 +39,9 @@ class SeededSampling(LogitsProcessor):
             outside_RV = torch.zeros_like(outside_RV).scatter(-1, order_RV, outside_RV)
             scores_RV = scores_RV.masked_fill(outside_RV, -torch.inf)
         uniform_RV = torch.stack([torch.rand(scores.shape[-1], generator=each) for each in self.generators])
-        tiny = torch.finfo(torch.float32).tiny
-        gumbel_RV = -torch.log(-torch.log(uniform_RV.clamp(min=tiny)).clamp(min=tiny))
+        tiny = torch.finfo(torch.float32).tiny  # log(0) would be infinite
+        exponential_RV = (-uniform_RV.clamp(min=tiny).log()).clamp(min=tiny)
+        gumbel_RV = -exponential_RV.log()
         return scores_RV + gumbel_RV.to(scores_RV.device)  # type: ignore[return-value]
 
 

@@ -1,0 +1,157 @@
+"""The evaluation from sampling to metrics, with a back end that answers by rule."""
+
+import json
+
+import pytest
+
+from megatron_offgrpo.errors import ConfigError, DataError
+from megatron_offgrpo.evaluation import evaluate as module
+from megatron_offgrpo.evaluation.evaluate import EvaluationConfig, correctness, evaluate, read_graded, summarise
+from megatron_offgrpo.evaluation.generation import Completion, seed_of
+from tools.base_student import make_model, make_tokenizer
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    make_tokenizer(0).save_pretrained(folder)
+    make_model(0).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def benchmark_file(tmp_path):
+    path = tmp_path / "b.jsonl"
+    records = [{"id": "x", "problem": "1+1?", "answer": "2"}, {"id": "y", "problem": "2+2?", "answer": "4"}]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+class RuleBackend:
+    """Writes 2 in a box for even samples, nothing boxed for odd ones, in reverse order of the requests."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer, self.seen = tokenizer, []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def generate(self, requests, settings):
+        self.seen += list(requests)
+        for index in reversed(range(len(requests))):
+            text = "so \\boxed{2}" if index % 2 == 0 else "no idea"
+            ids = tuple(self.tokenizer.encode(text))
+            if index % 2 == 0:
+                yield index, Completion((*ids, settings.stop_token_ids[-1]), "stop")
+            else:
+                yield index, Completion(ids, "length")
+
+
+@pytest.fixture
+def backend(monkeypatch):
+    rule = RuleBackend(make_tokenizer(0))
+    monkeypatch.setattr(module, "open_backend", lambda *_: rule)
+    return rule
+
+
+def config(model, benchmark_file, output, **values):
+    return EvaluationConfig(
+        model, benchmark_file, output, **{"samples": 2, "backend": "hf", "grading_processes": 1, **values}
+    )
+
+
+def test_writes_samples_grades_and_metrics(model, benchmark_file, tmp_path, backend):
+    output = tmp_path / "out"
+    metrics = evaluate(config(model, benchmark_file, output))
+    samples = [json.loads(line) for line in (output / "samples.jsonl").read_text().splitlines()]
+    assert [(s["problem_id"], s["sample_id"], s["text"]) for s in samples] == [
+        ("x", 0, "so \\boxed{2}"),
+        ("x", 1, "no idea"),
+        ("y", 0, "so \\boxed{2}"),
+        ("y", 1, "no idea"),
+    ]
+    assert [s["finish_reason"] for s in samples] == ["stop", "length"] * 2
+    assert [s["seed"] for s in samples] == [seed_of(0, p, k) for p in "xy" for k in (0, 1)]
+    assert [request.seed for request in backend.seen] == [s["seed"] for s in samples]
+    graded = read_graded(output)
+    assert [(g["reward"], g["status"], g["answer"]) for g in graded] == [
+        (1, "ok", "2"),
+        (0, "no_answer", "2"),
+        (0, "ok", "4"),
+        (0, "no_answer", "4"),
+    ]
+    assert metrics["accuracy"] == 0.25
+    assert metrics["pass_at"] == {"1": 0.25, "2": 0.5}
+    assert metrics["truncated_share"] == 0.5
+    assert metrics["statuses"] == {"no_answer": 2, "ok": 2}
+    assert metrics == json.loads((output / "metrics.json").read_text()) | {
+        name: metrics[name] for name in ("ci95", "ci95_new_problems", "ci95_new_samples")
+    }
+
+
+def test_equal_evaluation_is_reused_and_another_is_not(model, benchmark_file, tmp_path, backend):
+    output = tmp_path / "out"
+    first = evaluate(config(model, benchmark_file, output))
+    assert evaluate(config(model, benchmark_file, output)) == json.loads(json.dumps(first))
+    assert len(backend.seen) == 4
+    evaluate(config(model, benchmark_file, output, seed=1))
+    assert len(backend.seen) == 8
+    evaluate(config(model, benchmark_file, output, seed=1, force=True))
+    assert len(backend.seen) == 12
+    benchmark_file.write_text(benchmark_file.read_text().replace("2+2?", "3+3?"))
+    evaluate(config(model, benchmark_file, output, seed=1))
+    assert len(backend.seen) == 16
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_folder_of_something_else_is_left_alone(model, benchmark_file, tmp_path, backend, force):
+    output = tmp_path / "mine"
+    output.mkdir()
+    (output / "thesis.tex").write_text("years of work")
+    with pytest.raises(ConfigError, match="would overwrite something else"):
+        evaluate(config(model, benchmark_file, output, force=force))
+    assert (output / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_failure_leaves_nothing_that_looks_finished(model, benchmark_file, tmp_path, monkeypatch):
+    class Broken(RuleBackend):
+        def generate(self, requests, settings):
+            yield 0, Completion((5,), "stop")
+            raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(module, "open_backend", lambda *_: Broken(None))
+    with pytest.raises(RuntimeError, match="out of memory"):
+        evaluate(config(model, benchmark_file, tmp_path / "out"))
+    assert [path.name for path in tmp_path.iterdir()] == ["b.jsonl"]
+
+
+def test_mistakes_are_named(model, benchmark_file, tmp_path):
+    with pytest.raises(ConfigError, match="samples"):
+        evaluate(config(model, benchmark_file, tmp_path / "out", samples=0))
+    with pytest.raises(DataError, match="no Hugging Face model here"):
+        evaluate(config(tmp_path, benchmark_file, tmp_path / "out"))
+    with pytest.raises(ConfigError, match="one device"):
+        evaluate(config(model, benchmark_file, tmp_path / "out", tensor_parallel=2))
+    with pytest.raises(DataError, match="no finished evaluation"):
+        read_graded(tmp_path)
+
+
+def test_uneven_samples_are_refused():
+    records = [{"problem_id": "x", "reward": 1}, {"problem_id": "x", "reward": 0}, {"problem_id": "y", "reward": 1}]
+    with pytest.raises(DataError, match="number of samples"):
+        correctness(records)
+
+
+def test_summary_by_hand():
+    records = [
+        {"problem_id": p, "reward": r, "tokens": t, "finish_reason": "stop", "status": "ok"}
+        for p, r, t in (("x", 1, 10), ("x", 1, 20), ("x", 0, 30), ("y", 0, 40), ("y", 0, 50), ("y", 0, 60))
+    ]
+    summary = summarise(records, seed=0)
+    assert summary["accuracy"] == pytest.approx(1 / 3)
+    # x has 2 of 3 right: pass@2 = 1 - C(1,2)/C(3,2) = 1; y none: (1 + 0) / 2.
+    assert summary["pass_at"] == pytest.approx({"1": 1 / 3, "2": 1 / 2, "3": 1 / 2})
+    assert (summary["mean_tokens"], summary["problems"], summary["samples_per_problem"]) == (35.0, 2, 3)
