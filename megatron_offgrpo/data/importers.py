@@ -68,8 +68,9 @@ def read_groups(
     for path in paths:
         num_valid, share_before, rejected_before = 0, 0.0, rejects.counts.total()
         for where, record, share in read_records(path):
-            advance(share - share_before)
-            share_before = share
+            if share > share_before:
+                advance(share - share_before)
+                share_before = share
             try:
                 group = replace(parse_record(record, ignored_fields, answer_required), origin=where)
                 if group.group_id in seen:

@@ -78,7 +78,9 @@ def tokenise(groups: Sequence[LabelledGroup], tokenizer: Any, limits: Limits) ->
 def _ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     if not texts:
         return []
-    ids: list[list[int]] = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+    # verbose=False: the lengths that count are the limits here, not the tokenizer's own maximum.
+    encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
+    ids: list[list[int]] = encoded["input_ids"]
     return ids
 
 

@@ -29,8 +29,8 @@ def test_given():
 
 
 def test_majority_counts_equal_answers_together(pool):
-    # 1/2 and 0.5 are one answer with 3 votes, 3 has 2 votes, one solution has no answer; the reference is not asked.
-    texts = [r"\boxed{3}", r"\boxed{\frac{1}{2}}", r"\boxed{0.5}", r"\boxed{3}", "none", r"\boxed{\frac12}"]
+    # 1/2, 2/4 and 0.5 are one answer with 3 votes, 3 has 2, one solution has no answer; the reference is not asked.
+    texts = [r"\boxed{3}", r"\boxed{\frac{1}{2}}", r"\boxed{0.5}", r"\boxed{3}", "none", r"\boxed{\frac{2}{4}}"]
     tie = make("9", r"\boxed{7}", r"\boxed{8}", r"\boxed{8}", r"\boxed{7}")
     silent = make("9", "none", "nothing")
     one, two, three = label_by_majority([make("3", *texts), tie, silent], pool)
