@@ -65,12 +65,14 @@ class _PlainLines:
     def __init__(self, description: str, total: float) -> None:
         self.description, self.total, self.done = description, total, 0.0
         self.start = self.last = time.monotonic()
+        self.finished = False
 
     def __call__(self, amount: float = 1, note: str = "") -> None:
         self.done += amount
         now = time.monotonic()
-        finished = self.done >= self.total and now - self.start > 2.0
-        if finished or now - self.last > PLAIN_LINE_EVERY_SECONDS:
+        just_finished = self.done >= self.total and not self.finished and now - self.start > 2.0
+        self.finished |= just_finished
+        if just_finished or now - self.last > PLAIN_LINE_EVERY_SECONDS:
             self.last = now
             share = 100 * self.done / max(self.total, 1)
             seconds = now - self.start

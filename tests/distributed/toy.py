@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_offgrpo.config import LayoutConfig, ModelConfig, OptimizerConfig, PlanConfig, RunConfig
+from megatron_offgrpo.config import LayoutConfig, ModelConfig, OptimizerConfig, PathsConfig, PlanConfig, RunConfig
 from megatron_offgrpo.data.store import StoreRow, TrajectoryStore, write_store
 from megatron_offgrpo.model.hf_config import Architecture, architecture_of
 from recipes.objectives import released
@@ -78,3 +78,35 @@ def toy_run(layout: LayoutConfig | None = None, **plan: object) -> RunConfig:
         layout=layout or LayoutConfig(),
         model=ModelConfig(precision="fp32", head_chunk_mebibytes=1),
     )
+
+
+def write_hf_model(path: Path, kind: str = "qwen2", seed: int = 0) -> None:
+    """A random Hugging Face model of the toy shape, without a tokenizer."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    raw = hf_config(kind)
+    config = AutoConfig.for_model(raw["model_type"], **{k: v for k, v in raw.items() if k != "model_type"})
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, mean=1.0 if parameter.dim() == 1 else 0.0, std=0.1)
+    model.save_pretrained(path)
+
+
+def in_folder(run: RunConfig, folder: Path) -> RunConfig:
+    """The run with all its artefacts in `folder`."""
+    paths = PathsConfig(
+        hf_model=str(folder / "hf"),
+        store=str(folder / "store"),
+        megatron=str(folder / "megatron"),
+        reference=str(folder / "reference"),
+        plan=str(folder / "plan"),
+        output=str(folder / "train"),
+    )
+    return replace(run, paths=paths)
+
+
+def recipe() -> RunConfig:
+    """The toy run for the command line; paths come from --set."""
+    return toy_run()
