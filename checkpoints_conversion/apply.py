@@ -2,19 +2,23 @@
 
 import fcntl
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from checkpoints_conversion.files import bytes_of
 from checkpoints_conversion.fingerprints import WeightsFingerprint
-from checkpoints_conversion.hf_reader import bytes_of
+from checkpoints_conversion.hf_reader import HfWeights
 from checkpoints_conversion.hf_writer import SafetensorsWriter, TensorSpec, carry_files, parse_size
 from checkpoints_conversion.megatron_reader import MegatronWeights, iteration_folder
-from checkpoints_conversion.megatron_writer import RELEASE, TRACKER, LazyPiece, extra_state_keys, write_torch_dist
+from checkpoints_conversion.megatron_writer import RELEASE, TRACKER, TorchDistWriter, extra_state_keys
+from checkpoints_conversion.ops import Same
 from checkpoints_conversion.planning import ConversionPlan, Layout, Move, layout_of, plan
+from checkpoints_conversion.streaming import Job, memory_of, row_blocks, run_all
 from megatron_offgrpo.artifacts import Manifest, atomic_folder, write_manifest
 from megatron_offgrpo.errors import CheckpointError, ConfigError
 from megatron_offgrpo.progress import progress, say
@@ -61,23 +65,23 @@ def hf_to_megatron(hf_dir: Path, megatron_dir: Path, *, dtype: str | None = None
         _only_writer(megatron_dir / RELEASE, overwrite) as folder,
         progress("Hugging Face -> Megatron (MB)", ready.total_bytes / 1e6) as advance,
     ):
+        dtypes = {m: target_dtype or ready.source.tensors[m.names[0]].dtype for m in ready.layout.moves}
+        pieces = [(move.region, dtypes[move]) for move in ready.layout.moves]
+        writer = TorchDistWriter(folder, pieces, extra_state_keys(ready.layout))
 
-        def load(move: Move) -> Tensor:
-            tensors = [ready.source.load(name) for name in move.names]
-            for name, tensor in zip(move.names, tensors, strict=True):
-                if target_dtype is not None:
-                    source_fingerprint.add(name, tensor)
-            tensors = [tensor.to(target_dtype or tensor.dtype) for tensor in tensors]
-            for name, tensor in zip(move.names, tensors, strict=True):
-                fingerprint.add(name, tensor)
-                advance(ready.source.tensors[name].num_bytes / 1e6)
-            return move.op.to_megatron(tensors, ready.layout.dims)
+        def convert(move: Move) -> None:
+            for first, count in row_blocks(move, 4):
+                tensors = _load_block(ready.source, move, first, count)
+                for i, (name, shape) in enumerate(zip(move.names, move.shapes, strict=True)):
+                    if target_dtype is not None:
+                        source_fingerprint.add(name, tensors[i], shape)
+                        tensors[i] = tensors[i].to(target_dtype)
+                    fingerprint.add(name, tensors[i], shape)
+                    advance(tensors[i].numel() * ready.source.tensors[name].dtype.itemsize / 1e6)
+                writer.write(move.region, move.op.to_megatron(tensors, ready.layout.dims), first)
 
-        pieces = [
-            LazyPiece(m.region, target_dtype or ready.source.tensors[m.names[0]].dtype, _later(load, m))
-            for m in ready.layout.moves
-        ]
-        write_torch_dist(folder, pieces, extra_state_keys(ready.layout), RELEASE_COMMON)
+        run_all(Job(memory_of(move, 4), partial(convert, move)) for move in ready.layout.moves)
+        writer.close(RELEASE_COMMON)
         source = source_fingerprint.result() if target_dtype is not None else fingerprint.result()
         manifest = Manifest(
             kind="checkpoint",
@@ -131,13 +135,18 @@ def megatron_to_hf(
     ):
         carry_files(Path(hf_template_dir), folder, target_dtype)
         writer = SafetensorsWriter(folder, specs, parse_size(max_shard_size))
-        for move in layout.moves:
-            tensor = weights.read(move.region, prefixes[move]).to(dtypes[move])
-            for name, part in zip(move.names, move.op.to_hf(tensor, layout.dims), strict=True):
-                part = part.contiguous()
-                fingerprint.add(name, part)
-                writer.write(name, part)
-                advance(part.nbytes / 1e6)
+
+        def convert(move: Move) -> None:
+            for first, count in row_blocks(move, 4):
+                rows = weights.read(move.region, prefixes[move], first, count).to(dtypes[move])
+                parts = move.op.to_hf(rows, layout.dims)
+                for name, shape, part in zip(move.names, move.shapes, parts, strict=True):
+                    part = part.contiguous()
+                    fingerprint.add(name, part, shape)
+                    writer.write(name, part, first)
+                    advance(part.nbytes / 1e6)
+
+        run_all(Job(memory_of(move, 4), partial(convert, move)) for move in layout.moves)
         writer.close()
         manifest = Manifest(
             kind="checkpoint",
@@ -196,8 +205,11 @@ def _check_copies(ready: ConversionPlan) -> None:
             )
 
 
-def _later(load: Callable[[Move], Tensor], move: Move) -> Callable[[], Tensor]:
-    return lambda: load(move)
+def _load_block(source: HfWeights, move: Move, first: int, count: int) -> list[Tensor]:
+    """The source tensors of a move's block of rows; whole ones where the rows change their order."""
+    if isinstance(move.op, Same):
+        return [source.load(move.names[0], first, count)]
+    return [source.load(name) for name in move.names]
 
 
 def file_sizes(folder: Path) -> dict[str, int]:

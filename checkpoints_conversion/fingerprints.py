@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from checkpoints_conversion.hf_reader import HfWeights, bytes_of
+from checkpoints_conversion.files import bytes_of
+from checkpoints_conversion.hf_reader import HfWeights
 from megatron_offgrpo.artifacts import fingerprint_of
 from megatron_offgrpo.errors import CheckpointError
 from megatron_offgrpo.progress import progress
@@ -19,17 +20,19 @@ class WeightsFingerprint:
     """
 
     def __init__(self) -> None:
-        self._tensors: dict[str, tuple[str, list[int], str]] = {}
+        self._tensors: dict[str, tuple[str, list[int], hashlib._Hash]] = {}
 
-    def add(self, name: str, tensor: Tensor) -> None:
-        """Takes one tensor in."""
-        assert name not in self._tensors, name
-        digest = hashlib.sha256(bytes_of(tensor.contiguous())).hexdigest()
-        self._tensors[name] = (str(tensor.dtype), list(tensor.shape), digest)
+    def add(self, name: str, rows: Tensor, shape: tuple[int, ...] | None = None) -> None:
+        """Takes in a tensor, or the next rows of one whose `shape` is given."""
+        if name not in self._tensors:
+            self._tensors[name] = (str(rows.dtype), list(rows.shape if shape is None else shape), hashlib.sha256())
+        self._tensors[name][2].update(bytes_of(rows))
 
     def result(self) -> str:
         """32 hex digits."""
-        return fingerprint_of(sorted((name, *rest) for name, rest in self._tensors.items()))
+        return fingerprint_of(
+            sorted((n, dtype, shape, h.hexdigest()) for n, (dtype, shape, h) in self._tensors.items())
+        )
 
 
 def changed_weights(hf_a: Path, hf_b: Path) -> float:

@@ -1,8 +1,4 @@
-"""Reads the safetensors of a Hugging Face folder one tensor at a time.
-
-The files are read with plain reads: pages of a memory map would count as this process's memory, and a model would seem
-to need as much as its size.
-"""
+"""Reads the safetensors of a Hugging Face folder, a tensor or some of its rows at a time."""
 
 import json
 from collections.abc import Iterable
@@ -12,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from checkpoints_conversion.files import FilePool, bytes_of
 from megatron_offgrpo.errors import CheckpointError
 
 INDEX = "model.safetensors.index.json"
@@ -42,6 +39,7 @@ class HfWeights:
         self.folder = Path(folder)
         self.tensors: dict[str, StoredTensor] = {}
         self.problems: list[str] = []
+        self._files = FilePool()
         weight_map = self._weight_map()
         files = sorted(set(weight_map.values())) if weight_map is not None else [SINGLE]
         for name in files:
@@ -72,25 +70,14 @@ class HfWeights:
         else:
             self.tensors[name] = stored
 
-    def load(self, name: str) -> Tensor:
-        """The tensor, as stored."""
+    def load(self, name: str, first_row: int = 0, num_rows: int | None = None) -> Tensor:
+        """The tensor as stored, or some of its rows."""
         stored = self.tensors[name]
-        tensor = torch.empty(stored.shape, dtype=stored.dtype)
-        if stored.num_bytes:
-            target = memoryview(bytes_of(tensor))
-            with stored.file.open("rb", buffering=0) as file:
-                file.seek(stored.start)
-                while len(target):
-                    got = file.readinto(target)
-                    if not got:
-                        raise CheckpointError("truncated file", where=str(stored.file))
-                    target = target[got:]
+        shape = stored.shape if num_rows is None else (num_rows, *stored.shape[1:])
+        tensor = torch.empty(shape, dtype=stored.dtype)
+        row_bytes = torch.Size(stored.shape[1:]).numel() * stored.dtype.itemsize
+        self._files.read(stored.file, stored.start + first_row * row_bytes, bytes_of(tensor))
         return tensor
-
-
-def bytes_of(tensor: Tensor) -> "memoryview":
-    """The bytes of a contiguous tensor, without copying."""
-    return memoryview(tensor.detach().reshape(-1).view(torch.uint8).numpy())
 
 
 def _no_weights(folder: Path) -> CheckpointError:

@@ -1,7 +1,6 @@
 """Writes the safetensors of a Hugging Face folder one tensor at a time, and carries the other files along."""
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterable
@@ -11,7 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from checkpoints_conversion.hf_reader import DTYPE_NAMES, INDEX, SINGLE, bytes_of
+from checkpoints_conversion.files import FilePool, bytes_of
+from checkpoints_conversion.hf_reader import DTYPE_NAMES, INDEX, SINGLE
 from megatron_offgrpo.errors import ConfigError
 
 CARRIED = (
@@ -68,7 +68,8 @@ class SafetensorsWriter:
             total = sum(spec.num_bytes for shard in shards for spec in shard)
             index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
             (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-        self._missing = set(self._place)
+        self._left = {name: spec.num_bytes for name, (_, _, spec) in self._place.items()}
+        self._files = FilePool("r+b")
 
     def _lay_out(self, path: Path, shard: list[TensorSpec]) -> None:
         header: dict[str, object] = {"__metadata__": {"format": "pt"}}
@@ -92,23 +93,19 @@ class SafetensorsWriter:
         for spec in shard:
             self._place[spec.name] = (path, 8 + len(text) + offsets[spec.name], spec)
 
-    def write(self, name: str, tensor: Tensor) -> None:
-        """Puts one tensor in its place."""
+    def write(self, name: str, rows: Tensor, first_row: int = 0) -> None:
+        """Puts rows `first_row` onwards of a tensor in their place."""
         path, start, spec = self._place[name]
-        assert (tensor.dtype, tuple(tensor.shape)) == (spec.dtype, spec.shape), (name, tensor.dtype, tensor.shape)
-        self._missing.remove(name)
-        with path.open("r+b", buffering=0) as file:
-            file.seek(start)
-            source = bytes_of(tensor)
-            while len(source):
-                source = source[file.write(source) :]
+        assert (rows.dtype, tuple(rows.shape[1:])) == (spec.dtype, spec.shape[1:]), (name, rows.dtype, rows.shape)
+        row_bytes = torch.Size(spec.shape[1:]).numel() * spec.dtype.itemsize
+        self._files.write(path, start + first_row * row_bytes, bytes_of(rows))
+        self._left[name] -= rows.nbytes
 
     def close(self) -> None:
-        """Flushes the files to disk; every tensor must have been written."""
-        assert not self._missing, f"never written: {sorted(self._missing)}"
-        for path in {place[0] for place in self._place.values()}:
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+        """Flushes the files to disk; every row must have been written."""
+        unfinished = [name for name, left in self._left.items() if left]
+        assert not unfinished, f"never written: {unfinished[:3]}"
+        self._files.close(sync=True)
 
 
 def _split(specs: list[TensorSpec], max_bytes: int) -> list[list[TensorSpec]]:

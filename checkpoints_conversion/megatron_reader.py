@@ -8,13 +8,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint import LoadPlan, LoadPlanner
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorStorageMetadata
-from torch.distributed.checkpoint.planner import LoadItemType, ReadItem
 
 from checkpoints_conversion.megatron_writer import RELEASE, TRACKER
+from checkpoints_conversion.piece_reader import Overlap, PieceReader
 from checkpoints_conversion.planning import Region
-from checkpoints_conversion.safe_metadata import METADATA, SafeReader
+from checkpoints_conversion.safe_metadata import METADATA, read_metadata
 from megatron_offgrpo.artifacts import MANIFEST, fingerprint_of_file, read_manifest
 from megatron_offgrpo.errors import CheckpointError
 
@@ -87,9 +86,8 @@ class MegatronWeights:
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
-        self._reader = SafeReader(self.folder)
-        self.metadata = self._reader.read_metadata()
-        self._reader.set_up_storage_reader(self.metadata, is_coordinator=True)
+        self.metadata = read_metadata(self.folder)
+        self._pieces = PieceReader(self.folder, self.metadata.storage_data)
         self._check_files()
         self.tensors: dict[str, TensorStorageMetadata] = {
             key: entry
@@ -158,23 +156,26 @@ class MegatronWeights:
             return read_manifest(self.folder, "checkpoint", remedy="convert or train again").fingerprint
         return fingerprint_of_file(self.folder / METADATA)
 
-    def read(self, region: Region, prefix: str = "") -> Tensor:
-        """The content of a region, assembled from the stored pieces that overlap it."""
+    def read(self, region: Region, prefix: str = "", first_row: int = 0, num_rows: int | None = None) -> Tensor:
+        """The content of a region, or some of its rows, put together from the stored pieces that overlap it."""
         stored = self.find(region, prefix)
         assert stored is not None, region
-        key = stored.key
-        target = torch.empty(stored.sizes, dtype=self.tensors[key].properties.dtype)
-        items = list(_overlaps(key, self._candidates(stored), stored.offsets, stored.sizes))
-        covered = sum(torch.Size(item.lengths).numel() for item in items)
+        rows, *columns = region.shape
+        depth = len(stored.leading)
+        sizes = (*(1 for _ in stored.leading), rows if num_rows is None else num_rows, *columns)
+        offsets = (*stored.offsets[:depth], stored.offsets[depth] + first_row, *stored.offsets[depth + 1 :])
+        target = torch.empty(sizes, dtype=self.tensors[stored.key].properties.dtype)
+        covered = 0
+        for number, chunk in self._candidates(stored):
+            overlap = Overlap.of(chunk, offsets, sizes)
+            if overlap is not None:
+                self._pieces.fill(target, MetadataIndex(stored.key, chunk.offsets, number), chunk, overlap)
+                covered += overlap.numel
         if covered != target.numel():
             raise CheckpointError(
-                f"{key} is incomplete", where=str(self.folder), expected=f"{target.numel()} values", got=covered
+                f"{stored.key} is incomplete", where=str(self.folder), expected=f"{target.numel()} values", got=covered
             )
-        try:
-            self._reader.read_data(LoadPlan(items), _IntoTensor(target))
-        except (OSError, RuntimeError, EOFError, AssertionError) as cause:
-            raise CheckpointError(f"unreadable piece of {key} ({cause})", where=str(self.folder)) from None
-        return target.reshape(region.shape)
+        return target.reshape(-1, *columns)
 
     def _candidates(self, stored: Stored) -> list[tuple[int, ChunkStorageMetadata]]:
         """The pieces of a tensor that may hold these leading indices."""
@@ -187,43 +188,3 @@ class MegatronWeights:
                     by_leading[place].append((number, chunk))
             self._chunks[key, depth] = by_leading
         return self._chunks[key, depth][stored.offsets[:depth]]
-
-
-def _overlaps(
-    key: str, chunks: list[tuple[int, ChunkStorageMetadata]], offsets: tuple[int, ...], sizes: tuple[int, ...]
-) -> list[ReadItem]:
-    """What to read of each stored piece, and where to put it in a target at `offsets` of `sizes`."""
-    items = []
-    for number, chunk in chunks:
-        starts = [max(a, b) for a, b in zip(offsets, chunk.offsets, strict=True)]
-        ends = [min(a + n, b + m) for a, n, b, m in zip(offsets, sizes, chunk.offsets, chunk.sizes, strict=True)]
-        lengths = [end - start for start, end in zip(starts, ends, strict=True)]
-        if all(length > 0 for length in lengths):
-            items.append(
-                ReadItem(
-                    type=LoadItemType.TENSOR,
-                    dest_index=MetadataIndex(key, torch.Size(offsets)),
-                    dest_offsets=torch.Size(s - o for s, o in zip(starts, offsets, strict=True)),
-                    storage_index=MetadataIndex(key, chunk.offsets, number),
-                    storage_offsets=torch.Size(s - o for s, o in zip(starts, chunk.offsets, strict=True)),
-                    lengths=torch.Size(lengths),
-                )
-            )
-    return items
-
-
-class _IntoTensor(LoadPlanner):
-    """Hands torch's reader the slice of the target that each stored piece fills."""
-
-    def __init__(self, target: Tensor) -> None:
-        self.target = target
-
-    def resolve_tensor(self, read_item: ReadItem) -> Tensor:
-        slices = tuple(slice(o, o + n) for o, n in zip(read_item.dest_offsets, read_item.lengths, strict=True))
-        return self.target[slices]
-
-    def commit_tensor(self, read_item: ReadItem, tensor: Tensor) -> None:
-        pass
-
-    # Planning is done by the caller.
-    set_up_planner = create_local_plan = create_global_plan = finish_plan = load_bytes = None

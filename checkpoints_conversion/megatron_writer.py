@@ -1,35 +1,135 @@
-"""Writes a Megatron torch_dist checkpoint one tensor at a time, without a process group."""
+"""Writes a Megatron torch_dist checkpoint in any order and in small blocks, without a process group.
+
+torch's own writer holds whole tensors, and computes checksums that nothing reads. Here the data file is laid out first:
+each piece is the archive that `torch.save` makes of a tensor of its shape, with the space of the tensor's bytes left
+free. The bytes are put in place afterwards.
+"""
 
 import io
 import json
-import warnings
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint import CheckpointException, DefaultSavePlanner, FileSystemWriter, SavePlan
-from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
-from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
+from torch.distributed.checkpoint import FileSystemWriter
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.serialization import skip_data
 
+from checkpoints_conversion.files import FilePool, bytes_of
 from checkpoints_conversion.planning import Layout, Region
 from checkpoints_conversion.safe_metadata import COMMON
-from megatron_offgrpo.errors import OffgrpoError
 
 TRACKER = "latest_checkpointed_iteration.txt"
 RELEASE = "release"
+DATA_FILE = "__0_0.distcp"
+_ALIGNMENT = 64
 
 
 @dataclass(frozen=True)
-class LazyPiece:
-    """A region and how to make its content when its turn comes."""
+class _Archive:
+    """What `torch.save` writes around the bytes of a tensor of one shape and dtype."""
 
-    region: Region
-    dtype: torch.dtype
-    load: Callable[[], Tensor]
+    before: bytes
+    after: bytes
+    num_bytes: int
+
+    @staticmethod
+    def of(shape: tuple[int, ...], dtype: torch.dtype, folder: Path) -> "_Archive":
+        num_bytes = torch.Size(shape).numel() * dtype.itemsize
+        with tempfile.TemporaryFile(dir=folder) as file:
+            with skip_data():
+                # Memory that is never touched, and a hole in a file: neither costs space.
+                torch.save(torch.empty(shape, dtype=dtype), file)
+            file.flush()
+            file.seek(0)
+            start = torch._C.PyTorchFileReader(file).get_record_offset("data/0")
+            file.seek(0)
+            before = file.read(start)
+            file.seek(start + num_bytes)
+            return _Archive(before, file.read(), num_bytes)
+
+
+class TorchDistWriter:
+    """The files of a torch_dist checkpoint folder."""
+
+    def __init__(self, folder: Path, pieces: Iterable[tuple[Region, torch.dtype]], extra_states: Iterable[str]) -> None:
+        self._folder = folder
+        self._path = folder / DATA_FILE
+        self._path.touch()
+        self._files = FilePool("r+b")
+        self._start: dict[Region, int] = {}
+        self._left: dict[Region, int] = {}
+        self._metadata = Metadata(state_dict_metadata={})
+        self._results: list[WriteResult] = []
+        archives: dict[tuple[tuple[int, ...], torch.dtype], _Archive] = {}
+        end = 0
+        for region, dtype in pieces:
+            if (region.sizes, dtype) not in archives:
+                archives[region.sizes, dtype] = _Archive.of(region.sizes, dtype, folder)
+            end = self._lay_out(region, dtype, archives[region.sizes, dtype], -(-end // _ALIGNMENT) * _ALIGNMENT)
+        self._lay_out_extra_states(extra_states, end)
+
+    def _lay_out(self, region: Region, dtype: torch.dtype, archive: _Archive, offset: int) -> int:
+        """Places one piece at `offset` and returns where it ends."""
+        start = offset + len(archive.before)
+        self._files.write(self._path, offset, memoryview(archive.before))
+        self._files.write(self._path, start + archive.num_bytes, memoryview(archive.after))
+        self._start[region], self._left[region] = start, archive.num_bytes
+        length = len(archive.before) + archive.num_bytes + len(archive.after)
+        entry = self._metadata.state_dict_metadata.setdefault(
+            region.key, TensorStorageMetadata(TensorProperties(dtype=dtype), torch.Size(region.global_shape), [])
+        )
+        assert isinstance(entry, TensorStorageMetadata)
+        index = MetadataIndex(region.key, torch.Size(region.offsets), len(entry.chunks))
+        entry.chunks.append(ChunkStorageMetadata(torch.Size(region.offsets), torch.Size(region.sizes)))
+        self._results.append(WriteResult(index, length, _StorageInfo(DATA_FILE, offset, length)))
+        return offset + length
+
+    def _lay_out_extra_states(self, keys: Iterable[str], offset: int) -> None:
+        """One stored object for all of them: as Megatron-Core writes it, the list of a process's parts, here empty."""
+        stream = io.BytesIO()
+        torch.save([None], stream)
+        content = stream.getbuffer()
+        self._files.write(self._path, offset, content)
+        for key in keys:
+            self._metadata.state_dict_metadata[key] = BytesStorageMetadata()
+            info = _StorageInfo(DATA_FILE, offset, len(content))
+            self._results.append(WriteResult(MetadataIndex(key), len(content), info))
+
+    def write(self, region: Region, rows: Tensor, first_row: int = 0) -> None:
+        """Puts rows `first_row` onwards of a region in their place."""
+        row_bytes = torch.Size(region.shape[1:]).numel() * rows.dtype.itemsize
+        content = bytes_of(rows)
+        self._files.write(self._path, self._start[region] + first_row * row_bytes, content)
+        self._left[region] -= len(content)
+
+    def close(self, common: dict[str, Any]) -> None:
+        """Flushes the data to disk and writes the files that make the folder a checkpoint; every row must be there."""
+        unfinished = [region for region, left in self._left.items() if left]
+        assert not unfinished, f"never written: {unfinished[:3]}"
+        self._files.close(sync=True)
+        torch.save(common, self._folder / COMMON)
+        FileSystemWriter(self._folder).finish(self._metadata, [self._results])
+        config = {
+            "sharded_backend": "torch_dist",
+            "sharded_backend_version": 1,
+            "common_backend": "torch",
+            "common_backend_version": 1,
+        }
+        (self._folder / "metadata.json").write_text(json.dumps(config), encoding="utf-8")
 
 
 def extra_state_keys(layout: Layout) -> tuple[str, ...]:
@@ -50,60 +150,3 @@ def extra_state_keys(layout: Layout) -> tuple[str, ...]:
             modules.append(module.removesuffix("linear_qkv") + "core_attention")
         keys |= {f"{name}._extra_state/shard_{offsets}_{shape}": None for name in modules}
     return tuple(keys)
-
-
-class _LazySavePlanner(DefaultSavePlanner):
-    """Plans from shapes alone and makes each tensor at the moment it is written."""
-
-    def __init__(self, pieces: Sequence[LazyPiece], extra_states: Sequence[str]) -> None:
-        super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False, dedup_save_to_lowest_rank=False)
-        self.pieces = {MetadataIndex(p.region.key, torch.Size(p.region.offsets)): p for p in pieces}
-        self.extra_states = extra_states
-
-    def create_local_plan(self) -> SavePlan:
-        items = []
-        for index, piece in self.pieces.items():
-            chunk = ChunkStorageMetadata(offsets=torch.Size(piece.region.offsets), sizes=torch.Size(piece.region.sizes))
-            data = TensorWriteData(chunk, TensorProperties(dtype=piece.dtype), torch.Size(piece.region.global_shape))
-            items.append(WriteItem(index=index, type=WriteItemType.SHARD, tensor_data=data))
-        for key in self.extra_states:
-            items.append(WriteItem(index=MetadataIndex(key), type=WriteItemType.BYTE_IO))
-        self.plan = SavePlan(items)
-        return self.plan
-
-    def resolve_data(self, write_item: WriteItem) -> Tensor | io.BytesIO:
-        if write_item.type is WriteItemType.BYTE_IO:
-            # As Megatron-Core writes a sharded object: the list of this process's parts of it.
-            empty = io.BytesIO()
-            torch.save([None], empty)
-            return empty
-        piece = self.pieces[write_item.index]
-        tensor = piece.load()
-        assert tensor.dtype == piece.dtype, (write_item.index, tensor.dtype, piece.dtype)
-        return tensor.reshape(piece.region.sizes).contiguous()
-
-
-def write_torch_dist(
-    folder: Path, pieces: Sequence[LazyPiece], extra_states: Sequence[str], common: dict[str, Any]
-) -> None:
-    """Writes the files of a torch_dist checkpoint: data, .metadata, common.pt and metadata.json."""
-    torch.save(common, folder / COMMON)
-    # One thread and nothing copied ahead: one group of tensors in memory at a time.
-    writer = FileSystemWriter(folder, thread_count=1, per_thread_copy_ahead=0)
-    try:
-        with warnings.catch_warnings():
-            # It says that there is no process group, which is meant.
-            warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
-            dcp.save({}, storage_writer=writer, planner=_LazySavePlanner(pieces, extra_states), no_dist=True)
-    except CheckpointException as wrapped:
-        cause, _ = next(iter(wrapped.failures.values()))
-        if isinstance(cause, OffgrpoError | OSError):
-            raise cause from None
-        raise
-    config = {
-        "sharded_backend": "torch_dist",
-        "sharded_backend_version": 1,
-        "common_backend": "torch",
-        "common_backend_version": 1,
-    }
-    (folder / "metadata.json").write_text(json.dumps(config), encoding="utf-8")

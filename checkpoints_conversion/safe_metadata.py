@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint import FileSystemReader, Metadata
-from torch.distributed.checkpoint.metadata import StorageMeta
+from torch.distributed.checkpoint import Metadata
 
 from megatron_offgrpo.errors import CheckpointError
 
@@ -91,14 +90,3 @@ def read_common(checkpoint: Path) -> dict[str, Any]:
     if not isinstance(common, dict):
         raise CheckpointError(f"unexpected content of {COMMON}", where=str(path), expected="dict", got=type(common))
     return common
-
-
-class SafeReader(FileSystemReader):
-    """torch's reader of a checkpoint folder, with the metadata read through the allow-list."""
-
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        metadata = read_metadata(Path(self.path))
-        if metadata.storage_meta is None:
-            metadata.storage_meta = StorageMeta()
-        metadata.storage_meta.load_id = self.load_id
-        return metadata

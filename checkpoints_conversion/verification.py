@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from checkpoints_conversion.apply import check_checkpoint
-from checkpoints_conversion.hf_reader import bytes_of
+from checkpoints_conversion.files import bytes_of
 from checkpoints_conversion.logits import build_and_load, logits_of, run_stage
 from checkpoints_conversion.megatron_reader import MegatronWeights, iteration_folder
 from checkpoints_conversion.planning import ConversionPlan, plan

@@ -166,11 +166,11 @@ def test_what_fails_or_is_killed_midway_leaves_nothing_that_looks_finished(tmp_p
     hf = save_tiny_model("qwen2", tmp_path / "hf")
     loads = []
 
-    def failing_load(self, name):
+    def failing_load(self, name, *rows):
         loads.append(name)
         if len(loads) == 20:
             raise OSError("No space left on device")
-        return original(self, name)
+        return original(self, name, *rows)
 
     original = HfWeights.load
     monkeypatch.setattr(HfWeights, "load", failing_load)

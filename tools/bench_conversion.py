@@ -1,0 +1,168 @@
+"""Measures the converters on a random model: throughput against copying the same bytes, and peak memory.
+
+    python -m tools.bench_conversion --folder DIR [--gigabytes 3] [--keep]
+
+writes a random bf16 model into DIR (on the disk to be measured), copies its files, converts it to Megatron and back in
+a process each, and compares the result bit for bit by its fingerprint. Each run starts with the source dropped from the
+page cache and ends when the bytes are on disk. Limits: 60 % of the copy's throughput; peak memory of the largest group
+of tensors plus 1 GiB.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from checkpoints_conversion import plan
+from checkpoints_conversion.hf_writer import SafetensorsWriter, TensorSpec
+from checkpoints_conversion.planning import layout_of
+from megatron_offgrpo.artifacts import read_manifest
+from megatron_offgrpo.errors import OffgrpoError
+from megatron_offgrpo.progress import progress, say
+
+MIN_SHARE, EXTRA_BYTES = 0.6, 2**30
+CHILD = """
+import json, resource, sys, time
+from pathlib import Path
+from checkpoints_conversion import hf_to_megatron, megatron_to_hf
+folder = Path(sys.argv[2])
+start = time.perf_counter()
+if sys.argv[1] == "hf_to_megatron":
+    hf_to_megatron(folder / "hf", folder / "megatron", overwrite=True)
+else:
+    megatron_to_hf(folder / "megatron", folder / "hf", folder / "back", overwrite=True)
+seconds = time.perf_counter() - start
+print(json.dumps([seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024]))
+"""
+
+
+def write_random_model(folder: Path, gigabytes: float) -> None:
+    """A Qwen2 model of about this size; layers as in a 1.5B model, the number of layers makes the size."""
+    layer = 2 * (1536 * 1536 * 2 + 2 * 256 * 1536 + 3 * 1536 * 8960)
+    embeddings = 2 * 2 * 151936 * 1536
+    config = {
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+        "hidden_act": "silu",
+        "hidden_size": 1536,
+        "intermediate_size": 8960,
+        "max_position_embeddings": 4096,
+        "num_attention_heads": 12,
+        "num_hidden_layers": max(1, round((gigabytes * 1e9 - embeddings) / layer)),
+        "num_key_value_heads": 2,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1e6,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+        "vocab_size": 151936,
+    }
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    specs = [TensorSpec(name, torch.bfloat16, shape) for name, shape in layout_of(folder).hf_shapes().items()]
+    writer = SafetensorsWriter(folder, specs, 10**9)
+    generator = torch.Generator().manual_seed(0)
+    with progress("writing a random model (MB)", sum(spec.num_bytes for spec in specs) / 1e6) as advance:
+        for spec in specs:
+            bits = torch.randint(-(2**15), 2**15, spec.shape, generator=generator, dtype=torch.int16)
+            writer.write(spec.name, bits.view(torch.bfloat16))
+            advance(spec.num_bytes / 1e6)
+    writer.close()
+
+
+def forget(folder: Path) -> None:
+    """Drops the files of a folder from the page cache."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def copy(source: Path, target: Path) -> float:
+    """Seconds to copy all files of a folder and to have them on disk."""
+    start = time.perf_counter()
+    target.mkdir()
+    for path in sorted(source.iterdir()):
+        shutil.copyfile(path, target / path.name)
+        with (target / path.name).open("rb") as file:
+            os.fsync(file.fileno())
+    return time.perf_counter() - start
+
+
+def convert(direction: str, folder: Path) -> tuple[float, int]:
+    """Seconds and peak resident bytes of one conversion in a process of its own."""
+    command = [sys.executable, "-W", "ignore", "-c", CHILD, direction, str(folder)]
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    seconds, peak = json.loads(output)
+    return seconds, peak
+
+
+def best_of(repeats: int, prepare: Callable[[], None], run: Callable[[], float]) -> float:
+    """The shortest of several runs: what the disk and the code can do, without what else the machine does."""
+    seconds = []
+    for _ in range(repeats):
+        prepare()
+        seconds.append(run())
+    return min(seconds)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, required=True, help="folder on the disk to be measured")
+    parser.add_argument("--gigabytes", type=float, default=3.0)
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--keep", action="store_true", help="leave the models in the folder")
+    options = parser.parse_args()
+    work = options.folder / "bench_conversion"
+    shutil.rmtree(work, ignore_errors=True)
+    write_random_model(work / "hf", options.gigabytes)
+    ready = plan(work / "hf")
+    say(ready.describe())
+    num_bytes = ready.total_bytes
+    largest = max(sum(ready.source.tensors[name].num_bytes for name in move.names) for move in ready.layout.moves)
+
+    def before_copy() -> None:
+        shutil.rmtree(work / "copy", ignore_errors=True)
+        forget(work / "hf")
+
+    copy_seconds = best_of(options.repeats, before_copy, lambda: copy(work / "hf", work / "copy"))
+    shutil.rmtree(work / "copy")
+    ok = True
+    print(f"copy            {num_bytes / copy_seconds / 1e6:8.0f} MB/s  {copy_seconds:6.1f} s")
+    for direction, source in (("hf_to_megatron", "hf"), ("megatron_to_hf", "megatron")):
+        peaks: list[int] = []
+
+        def run(direction: str = direction, peaks: list[int] = peaks) -> float:
+            seconds, peak = convert(direction, work)
+            peaks.append(peak)
+            return seconds
+
+        seconds = best_of(options.repeats, lambda source=source: forget(work / source), run)  # type: ignore[misc]
+        share = copy_seconds / seconds
+        ok &= share >= MIN_SHARE and max(peaks) <= largest + EXTRA_BYTES
+        print(
+            f"{direction:15} {num_bytes / seconds / 1e6:8.0f} MB/s  {seconds:6.1f} s  {share:4.0%} of copying "
+            f"(at least {MIN_SHARE:.0%})  peak {max(peaks) / 1e6:,.0f} MB "
+            f"(at most {(largest + EXTRA_BYTES) / 1e6:,.0f})"
+        )
+    there = read_manifest(work / "megatron" / "release", "checkpoint", remedy="")
+    back = read_manifest(work / "back", "checkpoint", remedy="")
+    same = there.fingerprint == back.fingerprint
+    print(f"round trip: {'bit-identical' if same else 'DIFFERENT'}")
+    if not options.keep:
+        shutil.rmtree(work)
+    return 0 if ok and same else 1
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except OffgrpoError as error:
+        sys.exit(f"error: {error}")
