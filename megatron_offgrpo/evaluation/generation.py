@@ -13,6 +13,8 @@ from megatron_offgrpo.errors import ConfigError
 
 BackendName = Literal["vllm", "hf"]
 Precision = Literal["auto", "fp32", "bf16"]
+MAX_TEMPERATURE = 2.0
+"""vLLM's limit, kept for every back end."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,10 @@ class SamplingSettings:
     """A response ends after any of these."""
 
     def __post_init__(self) -> None:
-        if not self.temperature >= 0:
-            raise ConfigError("must not be negative", where="temperature", got=self.temperature)
+        if not 0 <= self.temperature <= MAX_TEMPERATURE:
+            raise ConfigError(
+                "out of range", where="temperature", expected=f"0 to {MAX_TEMPERATURE:g}", got=self.temperature
+            )
         if not 0 < self.top_p <= 1:
             raise ConfigError("must be above 0 and at most 1", where="top_p", got=self.top_p)
         if self.max_tokens < 1:

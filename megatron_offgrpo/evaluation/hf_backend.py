@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, LogitsProcessor, LogitsProcessorList
+from transformers.utils.logging import disable_progress_bar
 
 from megatron_offgrpo.errors import DataError
 from megatron_offgrpo.evaluation.generation import (
@@ -54,6 +55,7 @@ class HfBackend:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if precision == "auto":
             precision = "bf16" if self.device.type == "cuda" else "fp32"
+        disable_progress_bar()  # one for loading each weight
         dtype = torch.float32 if precision == "fp32" else torch.bfloat16
         try:
             self.model = AutoModelForCausalLM.from_pretrained(model, dtype=dtype).to(self.device).eval()

@@ -1,21 +1,17 @@
 """Sampling and scoring with vLLM, in this process.
 
-The environment variables are read when vLLM is imported, so this module is imported only where vLLM is used, and a
-program that does other work as well runs the evaluation in a process of its own.
+vLLM keeps memory and global settings until its process ends: a program that does other work as well runs the
+evaluation in a process of its own.
 """
 
+import logging
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the model is a folder; vLLM would still ask the hub about it
-
 import torch
-from vllm import LLM, SamplingParams
 
 from megatron_offgrpo.errors import ConfigError
 from megatron_offgrpo.evaluation.generation import (
@@ -26,8 +22,26 @@ from megatron_offgrpo.evaluation.generation import (
     SamplingSettings,
 )
 
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_OFFLINE": "1",  # the model is a folder; vLLM would still ask the hub about it
+}
+"""Set before vLLM is imported, which reads them then; a value that is set already stays."""
 CPU_KV_CACHE_BYTES = 512 << 20
 """Without a size vLLM takes a share of the machine's memory on a CPU, and refuses to start where that is in use."""
+
+
+def import_vllm() -> Any:
+    """The module vllm, imported with `ENVIRONMENT` and without its remarks about Triton and deprecations."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    logging.getLogger("torch._library.triton").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"vllm\.")
+    import vllm
+
+    return vllm
 
 
 class VllmBackend:
@@ -36,15 +50,17 @@ class VllmBackend:
     name: BackendName = "vllm"
 
     def __init__(self, model: Path, precision: Precision, tensor_parallel: int) -> None:
+        self._vllm = import_vllm()
         on_gpu = torch.cuda.is_available()
         if precision == "auto":
             precision = "bf16" if on_gpu else "fp32"
         options: dict[str, Any] = {} if on_gpu else {"enforce_eager": True, "kv_cache_memory_bytes": CPU_KV_CACHE_BYTES}
         try:
-            self._llm = LLM(
+            self._llm = self._vllm.LLM(
                 str(model),
                 dtype={"fp32": "float32", "bf16": "bfloat16"}[precision],
                 tensor_parallel_size=tensor_parallel,
+                use_tqdm_on_load=False,
                 **options,
             )
         except (ValueError, RuntimeError) as cause:
@@ -62,7 +78,7 @@ class VllmBackend:
         """(index of the request, its completion), as they finish."""
         engine = self._llm.llm_engine
         for index, request in enumerate(requests):
-            parameters = SamplingParams(
+            parameters = self._vllm.SamplingParams(
                 temperature=settings.temperature,
                 top_p=settings.top_p,
                 max_tokens=settings.max_tokens,
@@ -81,7 +97,7 @@ class VllmBackend:
     def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """log p(token | tokens before) of every token but the first; raw, before temperature and top-p."""
         prompts = [{"prompt_token_ids": list(ids)} for ids in sequences]
-        parameters = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
+        parameters = self._vllm.SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
         outputs = self._llm.generate(prompts, parameters, use_tqdm=False)
         return [
             [entry[token].logprob for token, entry in zip(ids[1:], output.prompt_logprobs[1:], strict=True)]

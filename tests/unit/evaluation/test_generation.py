@@ -49,7 +49,12 @@ def test_seeds_differ_by_problem_sample_and_seed_and_stay_in_range():
 
 @pytest.mark.parametrize(
     ("values", "field"),
-    [({"temperature": -0.1}, "temperature"), ({"top_p": 0.0}, "top_p"), ({"max_tokens": 0}, "max_tokens")],
+    [
+        ({"temperature": -0.1}, "temperature"),
+        ({"temperature": 2.1}, "temperature"),
+        ({"top_p": 0.0}, "top_p"),
+        ({"max_tokens": 0}, "max_tokens"),
+    ],
 )
 def test_impossible_settings_are_refused(values, field):
     with pytest.raises(ConfigError, match=field):

@@ -1,0 +1,58 @@
+"""Runs one back end in a process of its own: `python -m tests.system.backend_probe vllm|hf MODEL BENCHMARK OUTPUT`.
+
+Writes greedy completions and the log-probs of prompt and completion, seeded samples drawn in one order and in the
+other, and the metrics of a small evaluation.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from megatron_offgrpo.data.tokenisation import load_tokenizer
+from megatron_offgrpo.evaluation.benchmarks import load_benchmark
+from megatron_offgrpo.evaluation.evaluate import EvaluationConfig, evaluate
+from megatron_offgrpo.evaluation.generation import (
+    Request,
+    SamplingSettings,
+    encode_prompt,
+    open_backend,
+    seed_of,
+    stop_token_ids,
+)
+
+MAX_TOKENS = 96
+
+
+def main(name: str, model: Path, benchmark: Path, output: Path) -> None:
+    tokenizer, questions = load_tokenizer(model), load_benchmark(benchmark)
+    stop = stop_token_ids(model, tokenizer)
+    requests = [
+        Request(encode_prompt(tokenizer, question.problem, None), seed_of(0, question.problem_id, 0))
+        for question in questions
+    ]
+    with open_backend(name, model, "fp32", 1) as backend:
+        greedy = dict(backend.generate(requests, SamplingSettings(0.0, 1.0, MAX_TOKENS, stop)))
+        cut = dict(backend.generate(requests[:4], SamplingSettings(0.0, 1.0, 5, stop)))
+        wild = SamplingSettings(2.0, 1.0, MAX_TOKENS, stop)
+        seeded = dict(backend.generate(requests, wild))
+        backwards = dict(backend.generate(requests[::-1][:7], wild))
+        greedy_ids = [list(greedy[index].token_ids) for index in range(len(requests))]
+        whole = [[*request.prompt_ids, *ids] for request, ids in zip(requests, greedy_ids, strict=True)]
+        logprobs = backend.logprobs(whole)
+    settings = {"samples": 2, "temperature": 0.8, "top_p": 1.0, "max_tokens": MAX_TOKENS, "precision": "fp32"}
+    metrics = evaluate(EvaluationConfig(model, benchmark, output, backend=name, grading_processes=1, **settings))
+    result = {
+        "greedy": greedy_ids,
+        "reasons": [greedy[index].finish_reason for index in range(len(requests))],
+        "cut": [[len(cut[index].token_ids), cut[index].finish_reason] for index in range(4)],
+        "seeded": [list(seeded[index].token_ids) for index in range(len(requests))],
+        "backwards": [list(backwards[index].token_ids) for index in range(7)],
+        "logprobs": logprobs,
+        "vocabulary": len(tokenizer),
+        "metrics": metrics,
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], *map(Path, sys.argv[2:]))
