@@ -14,6 +14,7 @@ from checkpoints_conversion.files import bytes_of
 from checkpoints_conversion.fingerprints import WeightsFingerprint
 from checkpoints_conversion.hf_reader import HfWeights
 from checkpoints_conversion.hf_writer import SafetensorsWriter, TensorSpec, carry_files, parse_size
+from checkpoints_conversion.megatron_lm_args import args_of
 from checkpoints_conversion.megatron_reader import MegatronWeights, iteration_folder
 from checkpoints_conversion.megatron_writer import RELEASE, TRACKER, TorchDistWriter, extra_state_keys
 from checkpoints_conversion.ops import Same
@@ -81,7 +82,7 @@ def hf_to_megatron(hf_dir: Path, megatron_dir: Path, *, dtype: str | None = None
                 writer.write(move.region, move.op.to_megatron(tensors, ready.layout.dims), first)
 
         run_all(Job(memory_of(move, 4), partial(convert, move)) for move in ready.layout.moves)
-        writer.close(RELEASE_COMMON)
+        writer.close({**RELEASE_COMMON, "args": args_of(ready.layout.architecture)})
         source = source_fingerprint.result() if target_dtype is not None else fingerprint.result()
         manifest = Manifest(
             kind="checkpoint",

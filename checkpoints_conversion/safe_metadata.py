@@ -14,6 +14,9 @@ from megatron_offgrpo.errors import CheckpointError
 METADATA = ".metadata"
 COMMON = "common.pt"
 
+# Megatron-LM keeps its arguments in common.pt, and Megatron-Core reads that file with torch's own allow-list.
+torch.serialization.add_safe_globals([argparse.Namespace])
+
 _METADATA_MODULE = "torch.distributed.checkpoint.metadata"
 _ALLOWED: dict[str, frozenset[str]] = {
     _METADATA_MODULE: frozenset(
@@ -80,8 +83,7 @@ def read_common(checkpoint: Path) -> dict[str, Any]:
     """The `common.pt` of a checkpoint; tensors, plain values and an argparse namespace are all it may hold."""
     path = Path(checkpoint) / COMMON
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            common = torch.load(path, map_location="cpu", weights_only=True)
+        common = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"truncated checkpoint: no {COMMON}", where=str(checkpoint)) from None
     except (OSError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as cause:

@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -182,10 +183,12 @@ def _on_ranks(recipe: str, overrides: list[str] | None, work: Callable[[Any, Any
 
     run = load_recipe(recipe, overrides or ())
     if not local.is_launched() and run.layout.processes > 1:
+        run.check_layout(run.layout.processes)
         code = local.run_local([sys.executable, "-m", "megatron_offgrpo.cli", *sys.argv[1:]], run.layout.processes)
         raise typer.Exit(code)
     from megatron_offgrpo.parallel import runtime
 
+    run.check_layout(local.world_size())
     place = runtime.start(run.layout, seed=run.seed)
     work(run, place)
     runtime.stop()
@@ -203,6 +206,8 @@ def _mount_converters() -> None:
 
 def main() -> None:
     """Entry point: a user's mistake is one line on standard error and exit status 1."""
+    # Megatron says at every start that Transformer Engine and Apex are absent; `offgrpo doctor` says it once.
+    warnings.filterwarnings("ignore", module=r"megatron\.core")
     _mount_converters()
     try:
         app()

@@ -115,6 +115,42 @@ class LayoutConfig:
     processes: int = 1
     """Local processes that a plainly started command makes; under torchrun or srun their world size counts."""
 
+    def data_parallel_size(self, world_size: int) -> int:
+        """dp = world / (tp pp cp).
+
+        Raises:
+            ConfigError: the processes do not divide evenly, or the layout contradicts itself.
+        """
+        model_parallel = self.tp * self.pp * self.cp
+        if world_size % model_parallel:
+            raise ConfigError(
+                "the number of processes does not fit the layout",
+                where="layout",
+                expected=f"a multiple of tp*pp*cp = {self.tp}*{self.pp}*{self.cp} = {model_parallel}",
+                got=f"{world_size} processes",
+                remedy="change layout.tp, layout.pp or layout.cp, or the number of processes",
+            )
+        if self.sequence_parallel and self.tp == 1:
+            raise ConfigError(
+                "sequence parallelism needs tensor parallelism",
+                where="layout.sequence_parallel",
+                expected="tp > 1",
+                got="tp = 1",
+            )
+        if self.vpp > 1 and self.pp == 1:
+            raise ConfigError(
+                "virtual pipeline stages need pipeline parallelism", where="layout.vpp", expected="pp > 1", got="pp = 1"
+            )
+        dp = world_size // model_parallel
+        if (dp * self.cp * self.tp) % self.ep:
+            raise ConfigError(
+                "expert parallelism does not divide the ranks of a pipeline stage",
+                where="layout.ep",
+                expected=f"a divisor of {dp * self.cp * self.tp}",
+                got=self.ep,
+            )
+        return dp
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -151,6 +187,24 @@ class RunConfig:
     checkpoint: CheckpointConfig = CheckpointConfig()
     seed: int = 0
     """Megatron's random state; only dropout uses it, and the recipes have none."""
+
+    def check_layout(self, world_size: int) -> None:
+        """Refuses a layout that these processes or this plan cannot take.
+
+        Raises:
+            ConfigError: naming the field.
+        """
+        layout = self.layout
+        layout.data_parallel_size(world_size)
+        if layout.cp > 1:
+            raise ConfigError("the attention does not split packs", where="layout.cp", expected=1, got=layout.cp)
+        if layout.sequence_parallel and self.plan.pack_multiple % layout.tp:
+            raise ConfigError(
+                "sequence parallelism splits every pack over tp ranks",
+                where="plan.pack_multiple",
+                expected=f"a multiple of layout.tp = {layout.tp}",
+                got=self.plan.pack_multiple,
+            )
 
 
 def describe_callable(function: Callable[..., Any]) -> dict[str, Any]:

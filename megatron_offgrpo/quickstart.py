@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -205,7 +206,7 @@ def _evaluate(
             f"offgrpo {' '.join(arguments)}",
             key,
             [root / name / MANIFEST],
-            lambda arguments=arguments: _command(*arguments),
+            partial(_command, *arguments),
         )
 
 

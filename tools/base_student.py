@@ -116,7 +116,7 @@ def make_batch(
 
 
 def make_optimizers(model: Qwen2ForCausalLM, lr: float) -> list[torch.optim.Optimizer]:
-    """Muon (Jordan et al. 2024) for the matrices between embedding and head, which halves the steps; AdamW for the rest.
+    """Muon (Jordan et al. 2024) for the matrices inside the layers, which halves the steps; AdamW for the rest.
 
     Args:
         lr: of Muon; AdamW's is a tenth of it.

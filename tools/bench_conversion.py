@@ -33,6 +33,9 @@ import json, resource, sys, time
 from pathlib import Path
 from checkpoints_conversion import hf_to_megatron, megatron_to_hf
 folder = Path(sys.argv[2])
+# Imports take seconds, whatever the model's size.
+import transformers
+transformers.CONFIG_MAPPING["qwen2"]
 start = time.perf_counter()
 if sys.argv[1] == "hf_to_megatron":
     hf_to_megatron(folder / "hf", folder / "megatron", overwrite=True)

@@ -37,8 +37,8 @@ TEXTS: dict[Kind, tuple[str, ...]] = {
     "double": ("Then {holder} doubles the {thing}.",),
     "plain_more": ("{other} has {n} more than {holder}.",),
     "plain_fewer": ("{other} has {n} fewer than {holder}.",),
-    "is_more": ("That is {n} more than {other} has.", "{holder} has {n} more than {other}."),
-    "is_fewer": ("That is {n} fewer than {other} has.", "{holder} has {n} fewer than {other}."),
+    "is_more": ("That is {n} more than {other} has.", "That is {n} more {thing} than {other} has."),
+    "is_fewer": ("That is {n} fewer than {other} has.", "That is {n} fewer {thing} than {other} has."),
 }
 OPERATOR: dict[Kind, str] = {
     "gain": "+", "loss": "-", "double": "*", "plain_more": "+", "plain_fewer": "-", "is_more": "-", "is_fewer": "+",
@@ -51,6 +51,9 @@ LARGEST = 60
 HARD_SHARE, HARD_ERROR, EASY_ERROR = 0.18, 0.15, 0.006
 """The teacher errs independently in each solution, at 15 % on hard problems and 0.6 % on others: with 16 solutions a
 group, 0.18 (1 - 0.85^16) + 0.82 (1 - 0.994^16) = 24 % of the groups hold a wrong one."""
+
+HABIT_ERRORS = 0.75
+"""Share of the teacher's errors that are the keyword habit, where the problem tempts to it; the rest are slips."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +140,7 @@ def write_solution(problem: Problem, rng: random.Random, *, habit: float = 0.0, 
 
     Args:
         habit: probability, in each inconsistent comparison, of following the keyword.
-        slip_at: index of a step whose result is miscalculated by 1 or 10.
+        slip_at: index of a step whose result comes out too large, by 1 or 10 (smaller could turn negative later).
     """
     value, lines = problem.start, []
     for index, step in enumerate(problem.steps):
@@ -145,7 +148,7 @@ def write_solution(problem: Problem, rng: random.Random, *, habit: float = 0.0, 
         operator = habit_operator(step.kind) if wrong else OPERATOR[step.kind]
         result = apply(operator, value, step.amount)
         if index == slip_at:
-            result += rng.choice([change for change in (-10, -1, 1, 10) if 1 <= result + change])
+            result += rng.choice((1, 10))
         lines.append(rng.choice(LEADS).format(holder=step.after, equation=f"{value}{operator}{step.amount}={result}"))
         value = result
     return " ".join([*lines, rng.choice(ENDINGS).format(value=value)])
@@ -155,7 +158,7 @@ def write_teacher_solution(problem: Problem, rng: random.Random, error: float) -
     """The teacher's solution: wrong with probability `error`, by the keyword habit or by a slip of arithmetic."""
     if rng.random() >= error:
         return write_solution(problem, rng)
-    if any(step.kind in INCONSISTENT for step in problem.steps) and rng.random() < 0.5:
+    if any(step.kind in INCONSISTENT for step in problem.steps) and rng.random() < HABIT_ERRORS:
         return write_solution(problem, rng, habit=1.0)
     return write_solution(problem, rng, slip_at=rng.randrange(len(problem.steps)))
 

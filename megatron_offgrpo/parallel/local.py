@@ -23,7 +23,13 @@ def _is_srun_task() -> bool:
     return "SLURM_STEP_ID" in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
 
 
-def adopt_slurm_environment() -> None:
+def world_size() -> int:
+    """Number of launched processes; 1 where the command was started plainly."""
+    _adopt_slurm_environment()
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _adopt_slurm_environment() -> None:
     """Under srun without torchrun, fills in the variables that torch.distributed reads."""
     if "RANK" in os.environ or not _is_srun_task():
         return

@@ -8,7 +8,6 @@ import torch
 import torch.distributed as dist
 
 from megatron_offgrpo.config import LayoutConfig
-from megatron_offgrpo.errors import ConfigError
 from megatron_offgrpo.parallel import adamw, local, portable
 
 
@@ -38,49 +37,10 @@ class Placement:
         return self.is_last_stage and self.tp_rank == 0
 
 
-def data_parallel_size(layout: LayoutConfig, world_size: int) -> int:
-    """dp = world / (tp pp cp).
-
-    Raises:
-        ConfigError: the processes do not divide evenly, or the layout contradicts itself.
-    """
-    model_parallel = layout.tp * layout.pp * layout.cp
-    if world_size % model_parallel:
-        raise ConfigError(
-            "the number of processes does not fit the layout",
-            where="layout",
-            expected=f"a multiple of tp*pp*cp = {layout.tp}*{layout.pp}*{layout.cp} = {model_parallel}",
-            got=f"{world_size} processes",
-            remedy="change layout.tp, layout.pp or layout.cp, or the number of processes",
-        )
-    if layout.sequence_parallel and layout.tp == 1:
-        raise ConfigError(
-            "sequence parallelism needs tensor parallelism",
-            where="layout.sequence_parallel",
-            expected="tp > 1",
-            got="tp = 1",
-        )
-    if layout.vpp > 1 and layout.pp == 1:
-        raise ConfigError(
-            "virtual pipeline stages need pipeline parallelism", where="layout.vpp", expected="pp > 1", got="pp = 1"
-        )
-    dp = world_size // model_parallel
-    if (dp * layout.cp * layout.tp) % layout.ep:
-        raise ConfigError(
-            "expert parallelism does not divide the ranks of a pipeline stage",
-            where="layout.ep",
-            expected=f"a divisor of {dp * layout.cp * layout.tp}",
-            got=layout.ep,
-        )
-    return dp
-
-
 def start(layout: LayoutConfig, *, seed: int, timeout_minutes: int = 30) -> Placement:
     """Joins the process group (torchrun's or srun's environment; alone without one) and makes Megatron's groups."""
     portable.install()
-    local.adopt_slurm_environment()
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    data_parallel_size(layout, world_size)
+    world_size = local.world_size()
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if not dist.is_initialized():

@@ -145,7 +145,7 @@ def memory_per_rank(
     Raises:
         ConfigError: the number of GPUs is no multiple of the layout.
     """
-    dp = data_parallel_size(layout, num_gpus)
+    dp = layout.data_parallel_size(num_gpus)
     if dp * layout.cp % layout.ep:
         raise ConfigError(
             "must divide dp * cp", where="layout.ep", expected=f"a divisor of {dp * layout.cp}", got=layout.ep
@@ -191,20 +191,6 @@ def _layer_activations(shape: ModelShape, layout: LayoutConfig, width: int) -> f
     return width * (replicated + sharded / layout.tp)
 
 
-def data_parallel_size(layout: LayoutConfig, num_gpus: int) -> int:
-    """GPUs over tp * pp * cp.
-
-    Raises:
-        ConfigError: no whole number.
-    """
-    replica = layout.tp * layout.pp * layout.cp
-    if num_gpus < 1 or num_gpus % replica:
-        raise ConfigError(
-            "the number of GPUs is no multiple of tp * pp * cp", where="layout", expected=replica, got=num_gpus
-        )
-    return num_gpus // replica
-
-
 def run_cost(
     plan: Plan,
     shape: ModelShape,
@@ -219,7 +205,7 @@ def run_cost(
     Args:
         tflops_per_gpu: achieved 10^12 FLOP/s of one GPU, pipeline bubbles and communication included.
     """
-    dp = data_parallel_size(layout, num_gpus)
+    dp = layout.data_parallel_size(num_gpus)
     flops = pack_flops(plan, shape, recompute=recompute)
     critical, worst, empty = 0.0, 0.0, 0
     for step in range(plan.num_steps):

@@ -12,6 +12,7 @@ from checkpoints_conversion import apply, changed_weights, hf_to_megatron, megat
 from checkpoints_conversion.fingerprints import WeightsFingerprint
 from checkpoints_conversion.hf_reader import HfWeights
 from checkpoints_conversion.hf_writer import parse_size
+from checkpoints_conversion.safe_metadata import read_common
 from megatron_offgrpo.artifacts import read_manifest
 from megatron_offgrpo.errors import CheckpointError, ConfigError, OffgrpoError
 from tests.unit.conversion.tiny_models import MODELS, save_tiny_model
@@ -99,6 +100,18 @@ def test_config_tokenizer_and_chat_template_are_carried_along_and_weights_are_no
     }
     assert (tmp_path / "out" / "tokenizer.json").read_text() == "content of tokenizer.json"
     assert (tmp_path / "out" / "config.json").read_bytes() == (hf / "config.json").read_bytes()
+
+
+def test_common_file_has_what_megatron_lm_asks_for(tmp_path):
+    hf_to_megatron(save_tiny_model("qwen3_moe", tmp_path / "hf"), tmp_path / "megatron")
+    common = read_common(tmp_path / "megatron" / "release")
+    args = common["args"]
+    assert common["checkpoint_version"] == 3.0
+    assert (args.num_layers, args.kv_channels, args.num_query_groups, args.qk_layernorm) == (4, 20, 2, True)
+    assert (args.num_experts, args.moe_ffn_hidden_size, args.moe_router_pre_softmax) == (4, 40, False)
+    assert (args.untie_embeddings_and_output_weights, args.tensor_model_parallel_size) == (True, 1)
+    # What other tools that read it this way would see.
+    torch.load(tmp_path / "megatron" / "release" / "common.pt", weights_only=True)
 
 
 def test_pickled_weights_are_refused_with_the_remedy(tmp_path):
