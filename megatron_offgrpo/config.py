@@ -122,7 +122,7 @@ class LayoutConfig:
             ConfigError: the processes do not divide evenly, or the layout contradicts itself.
         """
         model_parallel = self.tp * self.pp * self.cp
-        if world_size % model_parallel:
+        if world_size < 1 or world_size % model_parallel:
             raise ConfigError(
                 "the number of processes does not fit the layout",
                 where="layout",
