@@ -29,8 +29,13 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",  # the model is a folder; vLLM would still ask the hub about it
 }
 """Set before vLLM is imported, which reads them then; a value that is set already stays."""
-CPU_KV_CACHE_BYTES = 512 << 20
-"""Without a size vLLM takes a share of the machine's memory on a CPU, and refuses to start where that is in use."""
+CPU_OPTIONS: dict[str, Any] = {
+    "enforce_eager": True,
+    # Without a size vLLM takes a share of the machine's memory, and refuses to start where that is in use.
+    "kv_cache_memory_bytes": 512 << 20,
+    # vLLM 0.32 rewinds a request's random generator after a part of a prompt, which CPU generators cannot do.
+    "enable_chunked_prefill": False,
+}
 
 
 def import_vllm() -> Any:
@@ -54,7 +59,7 @@ class VllmBackend:
         on_gpu = torch.cuda.is_available()
         if precision == "auto":
             precision = "bf16" if on_gpu else "fp32"
-        options: dict[str, Any] = {} if on_gpu else {"enforce_eager": True, "kv_cache_memory_bytes": CPU_KV_CACHE_BYTES}
+        options: dict[str, Any] = {} if on_gpu else CPU_OPTIONS
         try:
             self._llm = self._vllm.LLM(
                 str(model),
