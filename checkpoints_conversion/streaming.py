@@ -8,8 +8,8 @@ from threading import Condition
 from checkpoints_conversion.ops import Same
 from checkpoints_conversion.planning import Move
 
-BLOCK_BYTES = 16 * 2**20
-"""Bytes of a tensor in memory at once, where it is moved without being reordered."""
+BLOCK_BYTES = 2 * 2**20
+"""Bytes of a tensor in memory at once, where it is moved without being reordered; few enough for the cache."""
 MIN_BUDGET_BYTES = 256 * 2**20
 WORKERS = 2
 

@@ -1,0 +1,61 @@
+"""The `args` that Megatron-LM looks for in a checkpoint's common.pt, and takes up with `--use-checkpoint-args`."""
+
+from argparse import Namespace
+from typing import Any
+
+from megatron_offgrpo.model.hf_config import Architecture
+
+
+def args_of(architecture: Architecture) -> Namespace:
+    """Megatron-LM's names for what config.json says; the layout is that of one process, any other loads as well."""
+    rope, experts = architecture.rope, architecture.experts
+    args: dict[str, Any] = {
+        "num_layers": architecture.num_layers,
+        "hidden_size": architecture.hidden_size,
+        "ffn_hidden_size": architecture.ffn_hidden_size,
+        "num_attention_heads": architecture.num_heads,
+        "group_query_attention": True,
+        "num_query_groups": architecture.num_kv_heads,
+        "kv_channels": architecture.head_dim,
+        "vocab_size": architecture.vocab_size,
+        "max_position_embeddings": architecture.max_positions,
+        "position_embedding_type": "rope",
+        "add_position_embedding": True,
+        "use_rotary_position_embeddings": True,
+        "rotary_base": int(rope["rope_theta"]),
+        "rotary_percent": 1.0,
+        "rotary_interleaved": False,
+        "use_rope_scaling": rope.get("rope_type") == "llama3",
+        "rope_scaling_factor": rope.get("factor", 1.0),
+        "normalization": "RMSNorm",
+        "norm_epsilon": architecture.norm_epsilon,
+        "apply_layernorm_1p": False,
+        "qk_layernorm": architecture.qk_norm,
+        "add_bias_linear": False,
+        "add_qkv_bias": architecture.qkv_bias,
+        "swiglu": True,
+        "squared_relu": False,
+        "untie_embeddings_and_output_weights": not architecture.tied_embeddings,
+        "apply_query_key_layer_scaling": False,
+        "attention_dropout": 0.0,
+        "hidden_dropout": 0.0,
+        "ckpt_format": "torch_dist",
+        "tensor_model_parallel_size": 1,
+        "pipeline_model_parallel_size": 1,
+        "virtual_pipeline_model_parallel_size": None,
+        "expert_model_parallel_size": 1,
+        "world_size": 1,
+        "data_parallel_size": 1,
+        "no_save_optim": True,
+        "no_save_rng": True,
+        "num_experts": None,
+    }
+    if experts is not None:
+        args |= {
+            "num_experts": experts.count,
+            "moe_ffn_hidden_size": experts.ffn_hidden_size,
+            "moe_router_topk": experts.active,
+            "moe_router_pre_softmax": not experts.normalise_top_k,
+            "moe_grouped_gemm": True,
+        }
+    return Namespace(**args)
