@@ -24,6 +24,7 @@ from megatron_offgrpo.artifacts import Manifest, atomic_folder, write_manifest
 from megatron_offgrpo.errors import CheckpointError, ConfigError
 from megatron_offgrpo.progress import progress, say
 
+HF_TO_MEGATRON = "hf-to-megatron"
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 # What Megatron-LM looks at in common.pt of a checkpoint without optimizer; version 3.0: today's order of the QKV rows.
@@ -89,7 +90,7 @@ def hf_to_megatron(hf_dir: Path, megatron_dir: Path, *, dtype: str | None = None
             fingerprint=fingerprint.result(),
             inputs={"hf": source},
             counts={**_counts(ready.layout), "file_bytes": file_sizes(folder)},
-            config={"direction": "hf-to-megatron", "family": ready.layout.family.name, "dtype": dtype},
+            config={"direction": HF_TO_MEGATRON, "family": ready.layout.family.name, "dtype": dtype},
         )
         write_manifest(folder, manifest)
     temporary = tracker.with_name(f".{TRACKER}.tmp")
@@ -149,6 +150,8 @@ def megatron_to_hf(
 
         run_all(Job(memory_of(move, 4), partial(convert, move)) for move in layout.moves)
         writer.close()
+        if dtype is None:
+            _check_unchanged(weights, fingerprint.result())
         manifest = Manifest(
             kind="checkpoint",
             fingerprint=fingerprint.result(),
@@ -204,6 +207,19 @@ def _check_copies(ready: ConversionPlan) -> None:
                 where=str(ready.source.folder),
                 remedy="set tie_word_embeddings to false in config.json if the model has an output layer of its own",
             )
+
+
+def _check_unchanged(weights: MegatronWeights, fingerprint: str) -> None:
+    """A converted checkpoint gives back what went in; anything else is damage on the disk."""
+    written = weights.manifest
+    if written is not None and written.config.get("direction") == HF_TO_MEGATRON and written.fingerprint != fingerprint:
+        raise CheckpointError(
+            "the weights are not those that were written here",
+            where=str(weights.folder),
+            expected=f"fingerprint {written.fingerprint}",
+            got=fingerprint,
+            remedy="the files were damaged or changed: convert the Hugging Face model again",
+        )
 
 
 def _load_block(source: HfWeights, move: Move, first: int, count: int) -> list[Tensor]:

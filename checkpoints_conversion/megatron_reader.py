@@ -4,6 +4,7 @@ import itertools
 import re
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from checkpoints_conversion.megatron_writer import RELEASE, TRACKER
 from checkpoints_conversion.piece_reader import Overlap, PieceReader
 from checkpoints_conversion.planning import Region
 from checkpoints_conversion.safe_metadata import METADATA, read_metadata
-from megatron_offgrpo.artifacts import MANIFEST, fingerprint_of_file, read_manifest
+from megatron_offgrpo.artifacts import MANIFEST, Manifest, fingerprint_of_file, read_manifest
 from megatron_offgrpo.errors import CheckpointError
 
 # Where an optimizer keeps the fp32 master copy of a parameter: distributed (fully reshardable) or plain, and numbered
@@ -152,9 +153,14 @@ class MegatronWeights:
     @property
     def fingerprint(self) -> str:
         """That of the folder's manifest; of its metadata where something else wrote the checkpoint."""
-        if (self.folder / MANIFEST).exists():
-            return read_manifest(self.folder, "checkpoint", remedy="convert or train again").fingerprint
-        return fingerprint_of_file(self.folder / METADATA)
+        return self.manifest.fingerprint if self.manifest else fingerprint_of_file(self.folder / METADATA)
+
+    @cached_property
+    def manifest(self) -> Manifest | None:
+        """The folder's manifest, if this project wrote it."""
+        if not (self.folder / MANIFEST).exists():
+            return None
+        return read_manifest(self.folder, "checkpoint", remedy="convert or train again")
 
     def read(self, region: Region, prefix: str = "", first_row: int = 0, num_rows: int | None = None) -> Tensor:
         """The content of a region, or some of its rows, put together from the stored pieces that overlap it."""

@@ -1,5 +1,6 @@
 """Reads parts of the pieces of a torch_dist checkpoint, without loading a whole piece where a part is enough."""
 
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,7 @@ class PieceReader:
             with path.open("rb") as file:
                 archive = _create_file_view(file, info.offset, info.length)
                 tensor = torch.load(archive, map_location=device, weights_only=True)
-        except (OSError, RuntimeError, EOFError, ValueError) as cause:
+        except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as cause:
             first_line = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
             raise CheckpointError(f"unreadable piece of {index.fqn} ({first_line})", where=str(path)) from None
         if not isinstance(tensor, Tensor):
