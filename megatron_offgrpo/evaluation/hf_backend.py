@@ -43,7 +43,7 @@ class SeededSampling(LogitsProcessor):
         tiny = torch.finfo(torch.float32).tiny  # log(0) would be infinite
         exponential_RV = (-uniform_RV.clamp(min=tiny).log()).clamp(min=tiny)
         gumbel_RV = -exponential_RV.log()
-        return scores_RV + gumbel_RV.to(scores_RV.device)  # type: ignore[return-value]
+        return scores_RV + gumbel_RV.to(scores_RV.device)
 
 
 class HfBackend:

@@ -96,8 +96,8 @@ class VllmBackend:
             for output in engine.step():
                 if output.finished:
                     done = output.outputs[0]
-                    reason = "stop" if done.finish_reason == "stop" else "length"
-                    yield int(output.request_id), Completion(tuple(done.token_ids), reason)
+                    stopped = done.finish_reason == "stop"
+                    yield int(output.request_id), Completion(tuple(done.token_ids), "stop" if stopped else "length")
 
     def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """log p(token | tokens before) of every token but the first; raw, before temperature and top-p."""

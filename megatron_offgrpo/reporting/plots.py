@@ -87,7 +87,7 @@ def curve_plot(name: str, title: str, unit: str, steps: Sequence[dict[str, float
         axes = figure.subplots()
         for line, points in drawn:
             x, y = zip(*points, strict=True)
-            style = {"marker": "o", "markersize": 3} if len(points) < 12 else {}
+            style: dict[str, Any] = {"marker": "o", "markersize": 3} if len(points) < 12 else {}
             axes.plot(x, y, color=line.color, label=line.label, **style)
         values = [value for _, points in drawn for _, value in points]
         if min(values) == max(values):  # a constant, drawn in the middle of an axis from 0
@@ -113,7 +113,9 @@ def length_plot(series: Sequence[tuple[str, Sequence[int], str]]) -> str:
         for label, lengths, color in series:
             weights = np.full(len(lengths), 1 / len(lengths))
             text = f"{label} (mean {np.mean(lengths):.0f})"
-            axes.hist(lengths, bins=bins, weights=weights, histtype="step", color=color, linewidth=1.8, label=text)
+            axes.hist(
+                lengths, bins=list(bins), weights=weights, histtype="step", color=color, linewidth=1.8, label=text
+            )
         axes.set_xlabel("response tokens")
         axes.set_ylabel("share of responses")
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
