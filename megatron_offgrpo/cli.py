@@ -6,7 +6,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -212,13 +212,19 @@ def main() -> None:
     try:
         app()
     except OffgrpoError as error:
-        rank = int(os.environ.get("RANK", "0"))
-        if rank:
-            # What is wrong for all ranks is said by the first; the launcher ends this one before it repeats it.
-            time.sleep(3)
-        print(f"{f'rank {rank}: ' if rank else ''}error: {error}", file=sys.stderr, flush=True)
+        _fail(error)
+
+
+def _fail(error: OffgrpoError) -> NoReturn:
+    rank = int(os.environ.get("RANK", "0"))
+    if rank:
+        # What is wrong for all ranks is said by the first; the launcher ends this one before it repeats it.
+        time.sleep(3)
+    print(f"{f'rank {rank}: ' if rank else ''}error: {error}", file=sys.stderr, flush=True)
+    if "RANK" in os.environ:
         # Other ranks may hang in a collective; leave without waiting for them.
         os._exit(1)
+    sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,8 @@ from megatron_offgrpo.reporting.plan_summary import plan_lines
 
 PROBLEMS, SOLUTIONS, HELD_OUT = 320, 16, 200
 SAMPLES, TEMPERATURE, TOP_P = 4, 0.6, 0.95
+TFLOPS_PER_PROCESS = 0.007
+"""What one CPU core achieves on a model of this size, for the printed estimate of time."""
 STAGES_FILE = "stages.json"
 SUMMARY_FILE = "summary.json"
 
@@ -160,7 +162,7 @@ def _train(stages: Stages, run: RunConfig, settings: list[str], store: Trajector
 
     plan_key = [store.manifest.fingerprint, to_dict(run.plan), to_dict(run.objective)]
     stages.run("plan", "offgrpo plan quickstart", plan_key, [Path(paths.plan) / MANIFEST], plan)
-    _print(plan_lines(load_plan(paths.plan), run))
+    _print(plan_lines(load_plan(paths.plan), run, tflops_per_gpu=TFLOPS_PER_PROCESS))
     train_key = [common, plan_key, to_dict(run.optimizer), run.seed]
     force = ["--force"] if stages.force or stages.done.get("train", {}).get("key") else []
     stages.run(

@@ -1,0 +1,63 @@
+"""What a pack looks like to the model and to the loss."""
+
+import numpy as np
+import torch
+
+from megatron_offgrpo.training.batch import Member, build_batch
+from megatron_offgrpo.types import TokenizedTrajectory
+
+CPU = torch.device("cpu")
+
+
+class TwoTrajectories:
+    """prompt 10 11 12, response 20 21; prompt 30, response 40 41 42 with known mu."""
+
+    def trajectory(self, index):
+        prompt, response, mu = [([10, 11, 12], [20, 21], None), ([30], [40, 41, 42], [-0.5, -0.25, -2.0])][index]
+        known = None if mu is None else np.array(mu, np.float32)
+        return TokenizedTrajectory(np.array(prompt, np.int32), np.array(response, np.int32), known)
+
+
+def batch(members, multiple=4, reference=None):
+    return build_batch(TwoTrajectories(), members, pack=3, pack_multiple=multiple, reference=reference, device=CPU)
+
+
+def test_rows_are_the_places_before_response_tokens_and_nothing_else():
+    got = batch([Member(0), Member(1)])
+    # place       0  1  2  3  4 | 5  6  7  8 | 9 10 11
+    # token      10 11 12 20 21 |30 40 41 42 | 0  0  0
+    assert got.model_input.ids_1T.tolist() == [[10, 11, 12, 20, 21, 30, 40, 41, 42, 0, 0, 0]]
+    assert got.model_input.positions_T.tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 3, 0, 1, 2]
+    assert got.model_input.segments.bounds == (0, 5, 9, 12)
+    assert got.model_input.rows_R.tolist() == [2, 3, 5, 6, 7]
+    assert got.model_input.targets_R.tolist() == [20, 21, 40, 41, 42]
+    assert got.trajectory.tolist() == [0, 0, 1, 1, 1]
+
+
+def test_loss_columns_follow_their_trajectory():
+    members = [
+        Member(0, advantage=0.5, reward=1.0, weight=0.125, kl_weight=0.0625),
+        Member(1, advantage=-0.25, reward=0.0, weight=0.25, kl_weight=0.5),
+    ]
+    reference = {0: np.array([-1.0, -2.0], np.float32), 1: np.array([-3.0, -4.0, -5.0], np.float32)}
+    got = batch(members, reference=reference.__getitem__)
+    assert got.advantage.tolist() == [0.5, 0.5, -0.25, -0.25, -0.25]
+    assert got.reward.tolist() == [1, 1, 0, 0, 0]
+    assert got.weight.tolist() == [0.125, 0.125, 0.25, 0.25, 0.25]
+    assert got.kl_weight.tolist() == [0.0625, 0.0625, 0.5, 0.5, 0.5]
+    assert got.ref.tolist() == [-1, -2, -3, -4, -5]
+    # mu is 0, the log of 1, where the trajectory carries none.
+    assert got.mu.tolist() == [0, 0, -0.5, -0.25, -2.0]
+
+
+def test_a_full_pack_gets_no_padding():
+    assert batch([Member(0), Member(1)], multiple=3).model_input.ids_1T.shape == (1, 9)
+    assert batch([Member(0), Member(1)], multiple=3).model_input.segments.bounds == (0, 5, 9)
+
+
+def test_a_zero_weight_pack_has_tokens_but_no_rows():
+    got = batch([], multiple=4)
+    assert got.model_input.ids_1T.shape == (1, 4)
+    assert got.model_input.segments.bounds == (0, 4)
+    assert got.model_input.rows_R.shape == got.weight.shape == (0,)
+    assert got.members == ()
