@@ -103,6 +103,27 @@ def test_resume_is_exact_after_every_step(run, prepared, place, tmp_path, monkey
         assert [step["loss"] for step in read_metrics(output)] == undisturbed
 
 
+def test_resume_is_exact_in_bf16_with_fp32_master_weights(run, prepared, place, tmp_path, monkeypatch):
+    paths = replace(run.paths, reference=str(tmp_path / "reference"))
+    whole = with_values(replace(run, paths=replace(paths, output=str(tmp_path / "whole"))), model={"precision": "bf16"})
+    reference.compute_reference(whole, place)
+    assert loop.train(whole, place) is True
+    assert read_metrics(tmp_path / "whole")[0]["max_abs_logp_difference"] == 0.0
+    halves = replace(whole, paths=replace(paths, output=str(tmp_path / "halves")))
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        assert loop.train(halves, place) is False
+    assert loop.train(halves, place) is True
+    exports = []
+    for name in ("whole", "halves"):
+        megatron_to_hf(tmp_path / name / "checkpoints", prepared / "hf", tmp_path / f"hf_{name}", dtype="fp32")
+        exports.append(load_file(tmp_path / f"hf_{name}" / "model.safetensors"))
+    master, again = exports
+    assert all(torch.equal(master[name], again[name]) for name in master)
+    # The export holds the optimizer's fp32 weights, which bf16 cannot hold.
+    assert any(not torch.equal(weight, weight.bfloat16().float()) for weight in master.values())
+
+
 def test_a_finished_run_started_again_changes_nothing(run, prepared, place):
     finished = replace(run, paths=with_output(prepared, prepared / "train"))
     before = (prepared / "train" / "metrics.jsonl").read_text()
