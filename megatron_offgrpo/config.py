@@ -196,13 +196,12 @@ class RunConfig:
         """
         layout = self.layout
         layout.data_parallel_size(world_size)
-        if layout.cp > 1:
-            raise ConfigError("the attention does not split packs", where="layout.cp", expected=1, got=layout.cp)
-        if layout.sequence_parallel and self.plan.pack_multiple % layout.tp:
+        pieces = (2 * layout.cp if layout.cp > 1 else 1) * (layout.tp if layout.sequence_parallel else 1)
+        if self.plan.pack_multiple % pieces:
             raise ConfigError(
-                "sequence parallelism splits every pack over tp ranks",
+                "context and sequence parallelism split every pack",
                 where="plan.pack_multiple",
-                expected=f"a multiple of layout.tp = {layout.tp}",
+                expected=f"a multiple of 2 cp (with cp > 1) times tp (with sequence parallelism) = {pieces}",
                 got=self.plan.pack_multiple,
             )
 

@@ -4,18 +4,19 @@ Parameter names in checkpoints are those of Megatron's Transformer Engine layer,
 """
 
 import math
-from itertools import pairwise
 from typing import Any
 
 import torch
+from megatron.core import parallel_state
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.nn.functional import rms_norm, scaled_dot_product_attention
 
-from megatron_offgrpo.model.packing import PackedSegments
+from megatron_offgrpo.model.packing import PackedSegments, Part
 
 
 class RMSNorm(torch.nn.Module):
@@ -50,21 +51,38 @@ class SegmentAttention(MegatronModule):
         packed_seq_params: PackedSegments,
         **_: Any,
     ) -> Tensor:
-        """query [T, 1, heads, d], key and value [T, 1, groups, d] -> [T, 1, heads * d]."""
+        """query [T / cp, 1, heads, d], key and value [T / cp, 1, groups, d] -> [T / cp, 1, heads * d]."""
+        segments = packed_seq_params
         query, key, value = (x.squeeze(1) for x in (query, key, value))
+        if segments.gathered_order_T is not None:
+            key, value = (_gather(x, segments.gathered_order_T) for x in (key, value))
         if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
-            out = _varlen_attention(query, key, value, packed_seq_params, self.scale)
+            out = _varlen_attention(query, key, value, segments, self.scale)
         else:
-            out = _attention_by_segment(query, key, value, packed_seq_params.bounds, self.scale)
+            out = _attention_by_part(query, key, value, segments.parts, self.scale)
         return out.reshape(out.shape[0], 1, -1)
 
 
-def _attention_by_segment(query: Tensor, key: Tensor, value: Tensor, bounds: tuple[int, ...], scale: float) -> Tensor:
+def _gather(own: Tensor, order_T: Tensor) -> Tensor:
+    """[T / cp, groups, d] of each context-parallel rank -> [T, groups, d] in the row's order; gradients are summed."""
+    group = parallel_state.get_context_parallel_group()
+    laid = gather_from_sequence_parallel_region(own, tensor_parallel_output_grad=True, group=group)
+    return laid.index_select(0, order_T)
+
+
+def _attention_by_part(query: Tensor, key: Tensor, value: Tensor, parts: tuple[Part, ...], scale: float) -> Tensor:
     outputs = []
-    for start, end in pairwise(bounds):
-        q, k, v = (x[start:end].transpose(0, 1)[None] for x in (query, key, value))
-        grouped = query.shape[1] != key.shape[1]
-        out = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=grouped)
+    grouped = query.shape[1] != key.shape[1]
+    for part in parts:
+        q = query[part.query_start : part.query_end].transpose(0, 1)[None]
+        k, v = (x[part.key_start : part.key_end].transpose(0, 1)[None] for x in (key, value))
+        earlier = k.shape[2] - q.shape[2]
+        mask = None
+        if earlier:
+            mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril(earlier)
+        out = scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=grouped
+        )
         outputs.append(out[0].transpose(0, 1))
     return torch.cat(outputs)
 
@@ -72,6 +90,9 @@ def _attention_by_segment(query: Tensor, key: Tensor, value: Tensor, bounds: tup
 def _varlen_attention(query: Tensor, key: Tensor, value: Tensor, segments: PackedSegments, scale: float) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
+    if segments.gathered_order_T is not None:
+        # A segment cut by a piece's end is seen by two parts.
+        key, value = (torch.cat([x[part.key_start : part.key_end] for part in segments.parts]) for x in (key, value))
     out = varlen_attn(
         query,
         key,
@@ -81,6 +102,7 @@ def _varlen_attention(query: Tensor, key: Tensor, value: Tensor, segments: Packe
         segments.max_seqlen_q,
         segments.max_seqlen_kv,
         scale=scale,
+        # Causal, aligned at the end of the keys.
         window_size=(-1, 0),
         enable_gqa=query.shape[1] != key.shape[1],
     )

@@ -6,6 +6,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.distributed.nn.functional import all_reduce
 
 from megatron_offgrpo.config import LayoutConfig
 from megatron_offgrpo.parallel import adamw, local, portable
@@ -25,6 +26,14 @@ class Placement:
     is_first_stage: bool
     is_last_stage: bool
     device: torch.device
+
+    def sum_over_context_parallel(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum over the ranks that share a pack, forward and backward."""
+        if self.cp == 1:
+            return values
+        from megatron.core import parallel_state
+
+        return all_reduce(values, group=parallel_state.get_context_parallel_group())
 
     @property
     def is_writer(self) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from megatron_offgrpo.data.store import TrajectoryStore
-from megatron_offgrpo.model.packing import ModelInput, PackedSegments
+from megatron_offgrpo.model.packing import ModelInput, PackedSegments, own_tokens
 from megatron_offgrpo.objective.compose import TokenTerms
 from megatron_offgrpo.planning.plan import Plan
 
@@ -45,6 +45,8 @@ class Batch:
     trajectory: Tensor
     """[R] int64, the row's place in `members`."""
     members: tuple[Member, ...]
+    row_places: npt.NDArray[np.int64]
+    """[R], the row's place among all response tokens of the pack, of which a context-parallel rank has some."""
 
     def terms(self, logp: Tensor, entropy: Tensor) -> TokenTerms:
         """What the objective needs, with the model's log-probs and entropies [R]."""
@@ -84,11 +86,14 @@ def build_batch(
     pack_multiple: int,
     reference: ReferenceLookup | None,
     device: torch.device,
+    cp: int = 1,
+    cp_rank: int = 0,
 ) -> Batch:
     """Lays the members' prompts and responses end to end and pads the end to `pack_multiple`.
 
     Token t of a response is predicted at the place before it: the shift is done here once, before any sharding.
-    Without members the batch is one padding segment and has no rows (a zero-weight pack).
+    Without members the batch is one padding segment and has no rows (a zero-weight pack). Under context parallelism
+    the batch holds this rank's tokens and the rows among them.
     """
     ids: list[npt.NDArray[np.int32]] = []
     bounds, rows, targets = [0], [], []
@@ -110,27 +115,37 @@ def build_batch(
         bounds.append(bounds[-1] + padding)
     positions = np.concatenate([np.arange(end - start) for start, end in pairwise(bounds)])
 
-    def rows_of(values: list[float]) -> Tensor:
-        return _tensor(np.repeat(np.asarray(values, np.float64), lengths), torch.float32, device)
+    own = own_tokens(bounds[-1], cp, cp_rank)
+    place_of = np.full(bounds[-1], -1)
+    place_of[own] = np.arange(len(own))
+    all_rows = place_of[_joined(rows)]
+    row_places = np.flatnonzero(all_rows >= 0)
+
+    def of_rows(values: npt.NDArray, dtype: torch.dtype = torch.float32) -> Tensor:
+        return _tensor(values[row_places], dtype, device)
+
+    def of_members(values: list[float]) -> Tensor:
+        return of_rows(np.repeat(np.asarray(values, np.float64), lengths))
 
     model_input = ModelInput(
-        ids_1T=_tensor(np.concatenate(ids), torch.int64, device)[None],
-        positions_T=_tensor(positions, torch.int64, device),
-        segments=PackedSegments.of(tuple(bounds), device),
-        rows_R=_tensor(_joined(rows), torch.int64, device),
-        targets_R=_tensor(_joined(targets), torch.int64, device),
+        ids_1T=_tensor(np.concatenate(ids)[own], torch.int64, device)[None],
+        positions_T=_tensor(positions[own], torch.int64, device),
+        segments=PackedSegments.of(tuple(bounds), device, cp=cp, cp_rank=cp_rank),
+        rows_R=of_rows(all_rows, torch.int64),
+        targets_R=of_rows(_joined(targets), torch.int64),
     )
     return Batch(
         pack=pack,
         model_input=model_input,
-        mu=_tensor(_joined(mu), torch.float32, device),
-        ref=_tensor(_joined(ref), torch.float32, device),
-        advantage=rows_of([m.advantage for m in members]),
-        reward=rows_of([m.reward for m in members]),
-        weight=rows_of([m.weight for m in members]),
-        kl_weight=rows_of([m.kl_weight for m in members]),
-        trajectory=_tensor(np.repeat(np.arange(len(members)), lengths), torch.int64, device),
+        mu=of_rows(_joined(mu)),
+        ref=of_rows(_joined(ref)),
+        advantage=of_members([m.advantage for m in members]),
+        reward=of_members([m.reward for m in members]),
+        weight=of_members([m.weight for m in members]),
+        kl_weight=of_members([m.kl_weight for m in members]),
+        trajectory=of_rows(np.repeat(np.arange(len(members)), lengths), torch.int64),
         members=tuple(members),
+        row_places=row_places,
     )
 
 

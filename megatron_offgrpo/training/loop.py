@@ -145,6 +145,8 @@ def _step(student: Student, inputs: Inputs, run: RunConfig, place: Placement, st
             pack_multiple=run.plan.pack_multiple,
             reference=inputs.reference.lookup if inputs.reference else None,
             device=place.device,
+            cp=place.cp,
+            cp_rank=place.cp_rank,
         )
 
     numbers = [None if place_in_step is None else packs[place_in_step] for place_in_step in mine]

@@ -21,6 +21,8 @@ from megatron_offgrpo.training.checkpoint import load_weights, require_latest
 from megatron_offgrpo.training.reference_cache import inputs_of, write_reference
 from megatron_offgrpo.training.student import Student, build_student, run_packs
 
+PackLogprobs = tuple[list[int], np.ndarray, np.ndarray]
+"""Trajectories of a pack, places of this rank's rows among their response tokens, log-probs of these rows."""
 PACKS_PER_ROUND = 64
 """Packs of one data-parallel rank between two gatherings."""
 
@@ -72,17 +74,24 @@ def reference_logprobs(student: Student, store: TrajectoryStore, run: RunConfig,
 
 def _forward(
     packs: list[list[int]], student: Student, store: TrajectoryStore, run: RunConfig, place: Placement
-) -> list[tuple[list[int], np.ndarray]]:
-    """(trajectories, log-probs of all their response tokens) of each pack, on ranks that report."""
+) -> list[PackLogprobs]:
+    """Of each pack, on ranks that report."""
 
     def make(trajectories: list[int]) -> Batch:
         members = [Member(int(trajectory)) for trajectory in trajectories]
         return build_batch(
-            store, members, pack=None, pack_multiple=run.plan.pack_multiple, reference=None, device=place.device
+            store,
+            members,
+            pack=None,
+            pack_multiple=run.plan.pack_multiple,
+            reference=None,
+            device=place.device,
+            cp=place.cp,
+            cp_rank=place.cp_rank,
         )
 
     def keep(batch: Batch, output_2R: Tensor) -> tuple[Tensor, Any]:
-        return output_2R.sum(), ([m.trajectory for m in batch.members], output_2R[0].detach().float())
+        return output_2R.sum(), ([m.trajectory for m in batch.members], batch.row_places, output_2R[0].detach().float())
 
     with torch.no_grad():
         results = run_packs(
@@ -93,22 +102,17 @@ def _forward(
             max_pack_tokens=run.plan.max_pack_tokens,
             forward_only=True,
         )
-    return [(members, logp.cpu().numpy()) for members, logp in results] if place.reports_loss else []
+    return [(members, places, logp.cpu().numpy()) for members, places, logp in results] if place.reports_loss else []
 
 
-def _gather(
-    results: list[tuple[list[int], np.ndarray]], logprobs: np.ndarray | None, offsets: np.ndarray, place: Placement
-) -> None:
+def _gather(results: list[PackLogprobs], logprobs: np.ndarray | None, offsets: np.ndarray, place: Placement) -> None:
     """Brings every rank's log-probs to the writer and puts them in store order."""
     gathered: list[Any] | None = [None] * place.world_size if place.is_writer else None
     dist.gather_object(results, gathered)
     if logprobs is None:
         return
     assert gathered is not None
-    for members, values in (pack for rank in gathered for pack in rank):
-        start = 0
-        for trajectory in members:
-            target = slice(offsets[trajectory], offsets[trajectory + 1])
-            length = target.stop - target.start
-            logprobs[target] = values[start : start + length]
-            start += length
+    for members, places, values in (pack for rank in gathered for pack in rank):
+        if members:
+            targets = np.concatenate([np.arange(offsets[member], offsets[member + 1]) for member in members])
+            logprobs[targets[places]] = values

@@ -70,14 +70,16 @@ def compute_gradients(
         student.wrapped,
         lambda: map(make_batch, packs),
         len(packs),
-        lambda batch, output_2R: _loss(batch, output_2R, run.objective),
+        lambda batch, output_2R: _loss(batch, output_2R, run.objective, place),
         max_pack_tokens=run.plan.max_pack_tokens,
     )
     return _reduce(parts, packs, place)
 
 
-def _loss(batch: Batch, output_2R: Tensor, objective: ObjectiveConfig) -> tuple[Tensor, StackedMetrics]:
-    return offline_grpo_loss(batch.terms(output_2R[0], output_2R[1]), objective)
+def _loss(
+    batch: Batch, output_2R: Tensor, objective: ObjectiveConfig, place: Placement
+) -> tuple[Tensor, StackedMetrics]:
+    return offline_grpo_loss(batch.terms(output_2R[0], output_2R[1]), objective, place.sum_over_context_parallel)
 
 
 def _reduce(

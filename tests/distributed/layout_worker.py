@@ -54,6 +54,8 @@ def gradient(run: RunConfig, kind: str, store: TrajectoryStore, place: runtime.P
             pack_multiple=run.plan.pack_multiple,
             reference=lambda t: fake_reference(t, int(store.response_lengths[t])),
             device=place.device,
+            cp=place.cp,
+            cp_rank=place.cp_rank,
         )
 
     numbers = [None if n is None else packs[n] for n in mine]

@@ -25,12 +25,15 @@ TWO_PROCESSES = (
     + [("qwen2_tied", "sp2", _SP2, {}), ("qwen2_tied", "pp2", _PP2, {}), ("qwen3", "sp2", _SP2, {})]
     + [("qwen3_moe", "ep2", {"ep": 2}, {}), ("qwen3_moe", "pp2", _PP2, {})]
     + [("qwen2", "pp2_small_packs", _PP2, {"max_pack_tokens": 48}), ("qwen2", "vpp2", {"pp": 2, "vpp": 2}, {})]
+    + [("qwen2", "cp2", {"cp": 2}, {}), ("qwen3_moe", "cp2", {"cp": 2}, {})]
 )
 FOUR_PROCESSES = [
     ("qwen2", "tp2_pp2", {"tp": 2, "pp": 2}, {}),
     ("qwen2_tied", "sp2_pp2", {**_SP2, "pp": 2}, {}),
     ("qwen2", "tp2_dp2", _TP2, {}),
     ("qwen3_moe", "ep2_pp2", {"ep": 2, "pp": 2}, {}),
+    ("qwen2", "sp2_cp2", {**_SP2, "cp": 2}, {}),
+    ("qwen2", "cp4", {"cp": 4}, {}),
 ]
 ONE_PROCESS = [
     # 1, 2 and 4 or more micro-batches from the same trajectories.

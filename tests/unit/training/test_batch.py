@@ -28,7 +28,7 @@ def test_rows_are_the_places_before_response_tokens_and_nothing_else():
     # token      10 11 12 20 21 |30 40 41 42 | 0  0  0
     assert got.model_input.ids_1T.tolist() == [[10, 11, 12, 20, 21, 30, 40, 41, 42, 0, 0, 0]]
     assert got.model_input.positions_T.tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 3, 0, 1, 2]
-    assert got.model_input.segments.bounds == (0, 5, 9, 12)
+    assert got.model_input.segments.cu_seqlens_q.tolist() == [0, 5, 9, 12]
     assert got.model_input.rows_R.tolist() == [2, 3, 5, 6, 7]
     assert got.model_input.targets_R.tolist() == [20, 21, 40, 41, 42]
     assert got.trajectory.tolist() == [0, 0, 1, 1, 1]
@@ -52,12 +52,36 @@ def test_loss_columns_follow_their_trajectory():
 
 def test_a_full_pack_gets_no_padding():
     assert batch([Member(0), Member(1)], multiple=3).model_input.ids_1T.shape == (1, 9)
-    assert batch([Member(0), Member(1)], multiple=3).model_input.segments.bounds == (0, 5, 9)
+    assert batch([Member(0), Member(1)], multiple=3).model_input.segments.cu_seqlens_q.tolist() == [0, 5, 9]
 
 
 def test_a_zero_weight_pack_has_tokens_but_no_rows():
     got = batch([], multiple=4)
     assert got.model_input.ids_1T.shape == (1, 4)
-    assert got.model_input.segments.bounds == (0, 4)
+    assert got.model_input.segments.cu_seqlens_q.tolist() == [0, 4]
     assert got.model_input.rows_R.shape == got.weight.shape == (0,)
     assert got.members == ()
+
+
+def test_two_context_parallel_ranks_share_the_pack_by_its_ends():
+    members = [Member(0, weight=1.0), Member(1, weight=2.0)]
+    ranks = [
+        build_batch(TwoTrajectories(), members, pack=0, pack_multiple=4, reference=None, device=CPU, cp=2, cp_rank=rank)
+        for rank in range(2)
+    ]
+    # Four pieces of three tokens; rank 0 holds places 0-2 and 9-11, rank 1 places 3-8.
+    # place       0  1  2 | 3  4 30 | 6  7  8 | 9 10 11    (5 is the second prompt)
+    assert ranks[0].model_input.ids_1T.tolist() == [[10, 11, 12, 0, 0, 0]]
+    assert ranks[1].model_input.ids_1T.tolist() == [[20, 21, 30, 40, 41, 42]]
+    assert ranks[0].model_input.positions_T.tolist() == [0, 1, 2, 0, 1, 2]
+    assert ranks[1].model_input.positions_T.tolist() == [3, 4, 0, 1, 2, 3]
+    # Rows 2 | 3 5 6 7 of the row, of which rank 0 has the first.
+    assert ranks[0].model_input.rows_R.tolist() == [2]
+    assert ranks[1].model_input.rows_R.tolist() == [0, 2, 3, 4]
+    assert [rank.row_places.tolist() for rank in ranks] == [[0], [1, 2, 3, 4]]
+    assert [rank.weight.tolist() for rank in ranks] == [[1.0], [1.0, 2.0, 2.0, 2.0]]
+    # Rank 1's tokens 3 and 4 see keys 0-4; 30 begins a segment at 5, which goes on in its second piece.
+    parts = [(p.query_start, p.query_end, p.key_start, p.key_end) for p in ranks[1].model_input.segments.parts]
+    assert parts == [(0, 2, 0, 5), (2, 3, 5, 6), (3, 6, 5, 9)]
+    # Laid rank after rank, the row's tokens stand at:
+    assert ranks[0].model_input.segments.gathered_order_T.tolist() == [0, 1, 2, 6, 7, 8, 9, 10, 11, 3, 4, 5]
