@@ -32,7 +32,7 @@ class SeededSampling(LogitsProcessor):
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         """Perturbed scores, float32 [rows, vocabulary]."""
-        scores_RV = scores.float() * self.settings.temperature
+        scores_RV = scores.float() / self.settings.temperature
         if self.settings.top_p < 1:
             sorted_RV, order_RV = scores_RV.sort(dim=-1, descending=True)
             probability_RV = sorted_RV.softmax(dim=-1)
