@@ -5,6 +5,35 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+class _Chunk:
+    """Two fp32 [C, V_local] tables that every chunk uses again, and one in the rows' dtype where that is another."""
+
+    def __init__(self, hidden_RH: Tensor, weight_VH: Tensor, chunk_rows: int, dtype: torch.dtype) -> None:
+        shape = (min(chunk_rows, hidden_RH.shape[0]), weight_VH.shape[0])
+        self.first_CV, self.second_CV = (torch.empty(shape, dtype=dtype, device=hidden_RH.device) for _ in range(2))
+        self.narrow_CV = (
+            self.first_CV if hidden_RH.dtype == dtype else self.first_CV.new_empty(shape, dtype=hidden_RH.dtype)
+        )
+
+    def logits(self, hidden_CH: Tensor, weight_VH: Tensor) -> Tensor:
+        """h W^T, in the first table."""
+        narrow_CV = torch.mm(hidden_CH, weight_VH.t(), out=self.narrow_CV[: len(hidden_CH)])
+        return self._copied(narrow_CV, self.first_CV)
+
+    def exp(self, values_CV: Tensor) -> Tensor:
+        """In the second table."""
+        return torch.exp(values_CV, out=self.second_CV[: len(values_CV)])
+
+    def narrow(self, values_CV: Tensor) -> Tensor:
+        """Values of the first table in the rows' dtype."""
+        return self._copied(values_CV, self.narrow_CV)
+
+    @staticmethod
+    def _copied(values_CV: Tensor, table_CV: Tensor) -> Tensor:
+        return values_CV if values_CV.dtype == table_CV.dtype else table_CV[: len(values_CV)].copy_(values_CV)
 
 
 class _VocabParallelLogProb(torch.autograd.Function):
@@ -23,9 +52,10 @@ class _VocabParallelLogProb(torch.autograd.Function):
         dtype = torch.promote_types(hidden_RH.dtype, torch.float32)
         num_rows, num_columns = hidden_RH.shape[0], weight_VH.shape[0]
         logp_R, entropy_R, log_z_R = (torch.empty(num_rows, dtype=dtype, device=hidden_RH.device) for _ in range(3))
+        chunk = _Chunk(hidden_RH, weight_VH, chunk_rows, dtype)
         for start in range(0, num_rows, chunk_rows):
             rows = slice(start, start + chunk_rows)
-            logits_CV = (hidden_RH[rows] @ weight_VH.t()).to(dtype)
+            logits_CV = chunk.logits(hidden_RH[rows], weight_VH)
             maximum_C = logits_CV.amax(-1) if num_columns else logits_CV.new_full((logits_CV.shape[0],), float("-inf"))
             _all_reduce(maximum_C, dist.ReduceOp.MAX, group)
             logits_CV.sub_(maximum_C[:, None])
@@ -33,7 +63,7 @@ class _VocabParallelLogProb(torch.autograd.Function):
             sums_3C = logits_CV.new_zeros(3, logits_CV.shape[0])
             if num_columns:
                 sums_3C[0] = logits_CV.gather(1, column_C[:, None])[:, 0] * mine_C
-                exp_CV = logits_CV.exp()
+                exp_CV = chunk.exp(logits_CV)
                 sums_3C[1] = exp_CV.sum(-1)
                 sums_3C[2] = exp_CV.mul_(logits_CV).sum(-1)
             _all_reduce(sums_3C, dist.ReduceOp.SUM, group)
@@ -47,22 +77,24 @@ class _VocabParallelLogProb(torch.autograd.Function):
         return logp_R, entropy_R
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad_logp_R: Tensor, grad_entropy_R: Tensor) -> tuple:
         hidden_RH, weight_VH, target_R, log_z_R, entropy_R = ctx.saved_tensors
         num_columns = weight_VH.shape[0]
         grad_hidden_RH = torch.zeros_like(hidden_RH)
         grad_weight_VH = torch.zeros(weight_VH.shape, dtype=log_z_R.dtype, device=weight_VH.device)
+        chunk = _Chunk(hidden_RH, weight_VH, ctx.chunk_rows, log_z_R.dtype)
         for start in range(0, hidden_RH.shape[0] if num_columns else 0, ctx.chunk_rows):
             rows = slice(start, start + ctx.chunk_rows)
             # d logp / d logit_j = [j = target] - p_j ;  d H / d logit_j = -p_j (log p_j + H)
-            log_p_CV = (hidden_RH[rows] @ weight_VH.t()).to(log_z_R.dtype).sub_(log_z_R[rows, None])
-            p_CV = log_p_CV.exp()
+            log_p_CV = chunk.logits(hidden_RH[rows], weight_VH).sub_(log_z_R[rows, None])
+            p_CV = chunk.exp(log_p_CV)
             grad_CV = log_p_CV.add_(entropy_R[rows, None]).mul_(grad_entropy_R[rows, None])
             grad_CV.add_(grad_logp_R[rows, None]).mul_(p_CV).neg_()
             column_C, mine_C = _local_column(target_R[rows], ctx.first_column, num_columns)
             grad_CV.scatter_add_(1, column_C[:, None], (grad_logp_R[rows] * mine_C)[:, None])
-            grad_CV = grad_CV.to(hidden_RH.dtype)
-            grad_hidden_RH[rows] = grad_CV @ weight_VH
+            grad_CV = chunk.narrow(grad_CV)
+            torch.mm(grad_CV, weight_VH, out=grad_hidden_RH[rows])
             if grad_weight_VH.dtype == hidden_RH.dtype:
                 grad_weight_VH.addmm_(grad_CV.t(), hidden_RH[rows])
             else:
