@@ -206,13 +206,21 @@ def _mount_converters() -> None:
 
 def main() -> None:
     """Entry point: a user's mistake is one line on standard error and exit status 1."""
-    # Megatron says at every start that Transformer Engine and Apex are absent; `offgrpo doctor` says it once.
-    warnings.filterwarnings("ignore", module=r"megatron\.core")
+    _quiet()
     _mount_converters()
     try:
         app()
     except OffgrpoError as error:
         _fail(error)
+
+
+def _quiet() -> None:
+    """Silences remarks of libraries about themselves that a user can do nothing about."""
+    # Transformer Engine and Apex are absent: `offgrpo doctor` says it once.
+    warnings.filterwarnings("ignore", module=r"megatron\.core")
+    # Megatron's use of torch: renamed collectives, and gradients read where the CPU mode looks on.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+    warnings.filterwarnings("ignore", message=r"The \.grad attribute of a Tensor")
 
 
 def _fail(error: OffgrpoError) -> NoReturn:
