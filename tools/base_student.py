@@ -121,7 +121,8 @@ def make_optimizers(model: Qwen2ForCausalLM, lr: float) -> list[torch.optim.Opti
     Args:
         lr: of Muon; AdamW's is a tenth of it.
     """
-    matrices, others = [], []
+    matrices: list[torch.nn.Parameter] = []
+    others: list[torch.nn.Parameter] = []
     for name, weight in model.named_parameters():
         inner = weight.ndim == 2 and not name.startswith(("model.embed_tokens", "lm_head"))
         (matrices if inner else others).append(weight)
@@ -170,7 +171,7 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m tools.base_student", description=__doc__.split("\n")[0])
     parser.add_argument("--output", type=Path, required=True, help="folder for the Hugging Face model")
-    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--batch", type=int, default=32, help="demonstrations in a step")
     parser.add_argument("--lr", type=float, default=0.02, help="of Muon")
     parser.add_argument("--seed", type=int, default=0)

@@ -2,7 +2,8 @@
 
 A holder's count of things changes step by step. One kind of step is a comparison in inconsistent language, "that is 5
 more than Tom has", which asks for a subtraction; the keyword habit adds instead (Lewis & Mayer 1987, the consistency
-hypothesis). The base student (`tools/base_student.py`) follows that habit about half the time; the teacher seldom does.
+hypothesis). Whoever reads the sentence again gets it right. The teacher nearly always does; the base student
+(`tools/base_student.py`) does so about half the time.
 
     python -m tools.word_problems --output DIR [--problems 320] [--solutions 16] [--benchmark 200] [--seed 0]
 
@@ -43,8 +44,11 @@ TEXTS: dict[Kind, tuple[str, ...]] = {
 OPERATOR: dict[Kind, str] = {
     "gain": "+", "loss": "-", "double": "*", "plain_more": "+", "plain_fewer": "-", "is_more": "-", "is_fewer": "+",
 }  # fmt: skip
-LEADS = ("{holder} has {equation}.", "So {holder} has {equation}.", "Now {holder} has {equation}.")
-ENDINGS = ("The answer is \\boxed{{{value}}}.", "So the answer is \\boxed{{{value}}}.")
+PLAIN_LEADS = ("{holder} has {equation}.", "So {holder} has {equation}.")
+CAREFUL_LEAD, HASTY_LEAD = "Reading again, {holder} has {equation}.", PLAIN_LEADS[1]
+"""How an inconsistent comparison begins that is read properly, and one that follows the keyword. Each has one form, so
+that the odds of the two do not depend on the sampling temperature."""
+ENDING = "The answer is \\boxed{{{value}}}."
 NUM_INCONSISTENT = ((0, 0.12), (1, 0.63), (2, 0.25))
 """(number of inconsistent comparisons in a problem, share of the problems)."""
 LARGEST = 60
@@ -149,9 +153,12 @@ def write_solution(problem: Problem, rng: random.Random, *, habit: float = 0.0, 
         result = apply(operator, value, step.amount)
         if index == slip_at:
             result += rng.choice((1, 10))
-        lines.append(rng.choice(LEADS).format(holder=step.after, equation=f"{value}{operator}{step.amount}={result}"))
+        lead = rng.choice(PLAIN_LEADS)
+        if step.kind in INCONSISTENT:
+            lead = HASTY_LEAD if wrong else CAREFUL_LEAD
+        lines.append(lead.format(holder=step.after, equation=f"{value}{operator}{step.amount}={result}"))
         value = result
-    return " ".join([*lines, rng.choice(ENDINGS).format(value=value)])
+    return " ".join([*lines, ENDING.format(value=value)])
 
 
 def write_teacher_solution(problem: Problem, rng: random.Random, error: float) -> str:

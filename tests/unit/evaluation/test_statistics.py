@@ -113,3 +113,12 @@ def test_comparison_is_paired():
 def test_comparison_refuses_other_problems():
     with pytest.raises(DataError, match="same problems"):
         statistics.compare(rows(1, k=2), rows(1, 1, k=2))
+
+
+def test_few_problems_widen_the_interval_by_hand():
+    # Two problems with differences 0 and 1: resampled means are 0, 1/2, 1 with 1/4, 1/2, 1/4, so the quantiles are 0 and
+    # 1; the deviation 1/2 is widened by sqrt(2 / 1).
+    comparison = statistics.compare(rows(0, 0, k=2), rows(0, 2, k=2))
+    assert comparison.ci95 == pytest.approx((0.5 - 0.5 * math.sqrt(2), 0.5 + 0.5 * math.sqrt(2)))
+    # An accuracy stays within [0, 1].
+    assert statistics.interval_new_problems(rows(0, 2, k=2)) == (0.0, 1.0)
