@@ -72,8 +72,10 @@ def hf_to_megatron(hf_dir: Path, megatron_dir: Path, *, dtype: str | None = None
         writer = TorchDistWriter(folder, pieces, extra_state_keys(ready.layout))
 
         def convert(move: Move) -> None:
+            memory = None
             for first, count in row_blocks(move, 4):
-                tensors = _load_block(ready.source, move, first, count)
+                tensors = _load_block(ready.source, move, first, count, memory)
+                memory = tensors[0]
                 for i, (name, shape) in enumerate(zip(move.names, move.shapes, strict=True)):
                     if target_dtype is not None:
                         source_fingerprint.add(name, tensors[i], shape)
@@ -139,8 +141,11 @@ def megatron_to_hf(
         writer = SafetensorsWriter(folder, specs, parse_size(max_shard_size))
 
         def convert(move: Move) -> None:
+            memory = None
             for first, count in row_blocks(move, 4):
-                rows = weights.read(move.region, prefixes[move], first, count).to(dtypes[move])
+                # Fresh memory for each block would cost as much as reading it.
+                memory = weights.read(move.region, prefixes[move], first, count, memory)
+                rows = memory.to(dtypes[move])
                 parts = move.op.to_hf(rows, layout.dims)
                 for name, shape, part in zip(move.names, move.shapes, parts, strict=True):
                     part = part.contiguous()
@@ -222,10 +227,10 @@ def _check_unchanged(weights: MegatronWeights, fingerprint: str) -> None:
         )
 
 
-def _load_block(source: HfWeights, move: Move, first: int, count: int) -> list[Tensor]:
-    """The source tensors of a move's block of rows; whole ones where the rows change their order."""
+def _load_block(source: HfWeights, move: Move, first: int, count: int, memory: Tensor | None) -> list[Tensor]:
+    """The source tensors of a move's block of rows, in the block before's memory; whole ones if rows change order."""
     if isinstance(move.op, Same):
-        return [source.load(move.names[0], first, count)]
+        return [source.load(move.names[0], first, count, memory)]
     return [source.load(name) for name in move.names]
 
 

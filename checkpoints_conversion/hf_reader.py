@@ -70,11 +70,11 @@ class HfWeights:
         else:
             self.tensors[name] = stored
 
-    def load(self, name: str, first_row: int = 0, num_rows: int | None = None) -> Tensor:
-        """The tensor as stored, or some of its rows."""
+    def load(self, name: str, first_row: int = 0, num_rows: int | None = None, out: Tensor | None = None) -> Tensor:
+        """The tensor as stored, or some of its rows; in the memory of `out` where that is given."""
         stored = self.tensors[name]
         shape = stored.shape if num_rows is None else (num_rows, *stored.shape[1:])
-        tensor = torch.empty(shape, dtype=stored.dtype)
+        tensor = torch.empty(shape, dtype=stored.dtype) if out is None else out[: shape[0]]
         row_bytes = torch.Size(stored.shape[1:]).numel() * stored.dtype.itemsize
         self._files.read(stored.file, stored.start + first_row * row_bytes, bytes_of(tensor))
         return tensor

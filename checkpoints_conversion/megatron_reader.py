@@ -162,15 +162,29 @@ class MegatronWeights:
             return None
         return read_manifest(self.folder, "checkpoint", remedy="convert or train again")
 
-    def read(self, region: Region, prefix: str = "", first_row: int = 0, num_rows: int | None = None) -> Tensor:
-        """The content of a region, or some of its rows, put together from the stored pieces that overlap it."""
+    def read(
+        self,
+        region: Region,
+        prefix: str = "",
+        first_row: int = 0,
+        num_rows: int | None = None,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """The content of a region, or some of its rows, put together from the stored pieces that overlap it.
+
+        Args:
+            out: memory for at least as many rows, or None for new memory.
+        """
         stored = self.find(region, prefix)
         assert stored is not None, region
         rows, *columns = region.shape
         depth = len(stored.leading)
         sizes = (*(1 for _ in stored.leading), rows if num_rows is None else num_rows, *columns)
         offsets = (*stored.offsets[:depth], stored.offsets[depth] + first_row, *stored.offsets[depth + 1 :])
-        target = torch.empty(sizes, dtype=self.tensors[stored.key].properties.dtype)
+        if out is None:
+            target = torch.empty(sizes, dtype=self.tensors[stored.key].properties.dtype)
+        else:
+            target = out[: sizes[depth]].view(sizes)
         covered = 0
         for number, chunk in self._candidates(stored):
             overlap = Overlap.of(chunk, offsets, sizes)

@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -29,20 +29,23 @@ from megatron_offgrpo.progress import progress, say
 
 MIN_SHARE, EXTRA_BYTES = 0.6, 2**30
 CHILD = """
-import json, resource, sys, time
+import json, shutil, sys, time
 from pathlib import Path
 from checkpoints_conversion import hf_to_megatron, megatron_to_hf
 folder = Path(sys.argv[2])
 # Imports take seconds, whatever the model's size.
 import transformers
 transformers.CONFIG_MAPPING["qwen2"]
-start = time.perf_counter()
+shutil.rmtree(folder / {"hf_to_megatron": "megatron", "megatron_to_hf": "back"}[sys.argv[1]], ignore_errors=True)
+start, cpu = time.perf_counter(), time.process_time()
 if sys.argv[1] == "hf_to_megatron":
-    hf_to_megatron(folder / "hf", folder / "megatron", overwrite=True)
+    hf_to_megatron(folder / "hf", folder / "megatron")
 else:
-    megatron_to_hf(folder / "megatron", folder / "hf", folder / "back", overwrite=True)
-seconds = time.perf_counter() - start
-print(json.dumps([seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024]))
+    megatron_to_hf(folder / "megatron", folder / "hf", folder / "back")
+seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+# getrusage would count what the parent had in memory when it made this process.
+peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(json.dumps([seconds, cpu, int(peak.split()[1]) * 1024]))
 """
 
 
@@ -88,39 +91,49 @@ def forget(folder: Path) -> None:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def copy(source: Path, target: Path) -> float:
-    """Seconds to copy all files of a folder and to have them on disk."""
-    start = time.perf_counter()
+@dataclass(frozen=True)
+class Run:
+    """One copy or conversion."""
+
+    seconds: float
+    cpu_seconds: float
+    peak_bytes: int
+
+
+def copy(source: Path, target: Path) -> Run:
+    """Copies all files of a folder and waits until they are on disk."""
+    shutil.rmtree(target, ignore_errors=True)
+    start, cpu = time.perf_counter(), time.process_time()
     target.mkdir()
     for path in sorted(source.iterdir()):
         shutil.copyfile(path, target / path.name)
         with (target / path.name).open("rb") as file:
             os.fsync(file.fileno())
-    return time.perf_counter() - start
+    return Run(time.perf_counter() - start, time.process_time() - cpu, 0)
 
 
-def convert(direction: str, folder: Path) -> tuple[float, int]:
-    """Seconds and peak resident bytes of one conversion in a process of its own."""
+def convert(direction: str, folder: Path) -> Run:
+    """One conversion in a process of its own."""
     command = [sys.executable, "-W", "ignore", "-c", CHILD, direction, str(folder)]
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    seconds, peak = json.loads(output)
-    return seconds, peak
+    return Run(*json.loads(output))
 
 
-def best_of(repeats: int, prepare: Callable[[], None], run: Callable[[], float]) -> float:
-    """The shortest of several runs: what the disk and the code can do, without what else the machine does."""
-    seconds = []
+def measure(work: Path, repeats: int) -> dict[str, list[Run]]:
+    """Copy, there and back in turn, so that what else the machine does meets all of them."""
+    runs: dict[str, list[Run]] = {"copy": [], "hf_to_megatron": [], "megatron_to_hf": []}
     for _ in range(repeats):
-        prepare()
-        seconds.append(run())
-    return min(seconds)
+        for name, source in (("copy", "hf"), ("hf_to_megatron", "hf"), ("megatron_to_hf", "megatron")):
+            forget(work / source)
+            runs[name].append(copy(work / "hf", work / "copy") if name == "copy" else convert(name, work))
+    return runs
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True, help="folder on the disk to be measured")
     parser.add_argument("--gigabytes", type=float, default=3.0)
-    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=3, help="the fastest of these counts")
     parser.add_argument("--keep", action="store_true", help="leave the models in the folder")
     options = parser.parse_args()
     work = options.folder / "bench_conversion"
@@ -130,31 +143,18 @@ def main() -> int:
     say(ready.describe())
     num_bytes = ready.total_bytes
     largest = max(sum(ready.source.tensors[name].num_bytes for name in move.names) for move in ready.layout.moves)
-
-    def before_copy() -> None:
-        shutil.rmtree(work / "copy", ignore_errors=True)
-        forget(work / "hf")
-
-    copy_seconds = best_of(options.repeats, before_copy, lambda: copy(work / "hf", work / "copy"))
-    shutil.rmtree(work / "copy")
+    runs = measure(work, options.repeats)
+    fastest = {name: min(run.seconds for run in done) for name, done in runs.items()}
     ok = True
-    print(f"copy            {num_bytes / copy_seconds / 1e6:8.0f} MB/s  {copy_seconds:6.1f} s")
-    for direction, source in (("hf_to_megatron", "hf"), ("megatron_to_hf", "megatron")):
-        peaks: list[int] = []
-
-        def run(direction: str = direction, peaks: list[int] = peaks) -> float:
-            seconds, peak = convert(direction, work)
-            peaks.append(peak)
-            return seconds
-
-        seconds = best_of(options.repeats, lambda source=source: forget(work / source), run)  # type: ignore[misc]
-        share = copy_seconds / seconds
-        ok &= share >= MIN_SHARE and max(peaks) <= largest + EXTRA_BYTES
-        print(
-            f"{direction:15} {num_bytes / seconds / 1e6:8.0f} MB/s  {seconds:6.1f} s  {share:4.0%} of copying "
-            f"(at least {MIN_SHARE:.0%})  peak {max(peaks) / 1e6:,.0f} MB "
-            f"(at most {(largest + EXTRA_BYTES) / 1e6:,.0f})"
-        )
+    for name, done in runs.items():
+        cpu, peak = min(run.cpu_seconds for run in done), max(run.peak_bytes for run in done)
+        line = f"{name:15} {num_bytes / fastest[name] / 1e6:6.0f} MB/s {fastest[name]:6.1f} s {cpu:6.1f} s of CPU"
+        if name != "copy":
+            share = fastest["copy"] / fastest[name]
+            ok &= share >= MIN_SHARE and peak <= largest + EXTRA_BYTES
+            line += f"  {share:4.0%} of copying (at least {MIN_SHARE:.0%})"
+            line += f"  peak {peak / 1e6:,.0f} MB (at most {(largest + EXTRA_BYTES) / 1e6:,.0f})"
+        print(line)
     there = read_manifest(work / "megatron" / "release", "checkpoint", remedy="")
     back = read_manifest(work / "back", "checkpoint", remedy="")
     same = there.fingerprint == back.fingerprint
