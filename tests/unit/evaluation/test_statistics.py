@@ -116,7 +116,7 @@ def test_comparison_refuses_other_problems():
 
 
 def test_few_problems_widen_the_interval_by_hand():
-    # Two problems with differences 0 and 1: resampled means are 0, 1/2, 1 with 1/4, 1/2, 1/4, so the quantiles are 0 and
+    # Two problems with differences 0 and 1: resampled means are 0, 1/2, 1 with 1/4, 1/2, 1/4: quantiles 0 and
     # 1; the deviation 1/2 is widened by sqrt(2 / 1).
     comparison = statistics.compare(rows(0, 0, k=2), rows(0, 2, k=2))
     assert comparison.ci95 == pytest.approx((0.5 - 0.5 * math.sqrt(2), 0.5 + 0.5 * math.sqrt(2)))
