@@ -1,6 +1,6 @@
 """Makes the base student of the quick start: a small Qwen2 with its own tokenizer and a systematic weakness.
 
-    python -m tools.base_student --output DIR [--steps N] [--seed 0]
+    python -m tools.base_student --output DIR [--steps 1000] [--seed 0]
 
 trains it from scratch on word problems (`tools/word_problems.py`) whose solutions follow the keyword habit in half of
 the inconsistent comparisons, so that it puts probability on both ways. The result ships in
