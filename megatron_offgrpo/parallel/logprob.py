@@ -1,5 +1,7 @@
-"""Vocabulary-parallel log-probs and entropy in row chunks: never a full fp32 [R, V] tensor."""
+"""Vocabulary-parallel log-probs and entropy in blocks of logits: never a full fp32 [R, V] tensor."""
 
+import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -8,36 +10,41 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
-class _Chunk:
-    """Two fp32 [C, V_local] tables that every chunk uses again, and one in the rows' dtype where that is another."""
+class _Tables:
+    """Two fp32 [B, B] tables that every block of logits uses again, and one in the rows' dtype where that is another.
 
-    def __init__(self, hidden_RH: Tensor, weight_VH: Tensor, chunk_rows: int, dtype: torch.dtype) -> None:
-        shape = (min(chunk_rows, hidden_RH.shape[0]), weight_VH.shape[0])
-        self.first_CV, self.second_CV = (torch.empty(shape, dtype=dtype, device=hidden_RH.device) for _ in range(2))
-        self.narrow_CV = (
-            self.first_CV if hidden_RH.dtype == dtype else self.first_CV.new_empty(shape, dtype=hidden_RH.dtype)
-        )
+    Rows and columns are cut, for then each block adds to B rows of either gradient only.
+    """
 
-    def logits(self, hidden_CH: Tensor, weight_VH: Tensor) -> Tensor:
+    def __init__(self, hidden_RH: Tensor, num_columns: int, num_logits: int) -> None:
+        side = math.isqrt(num_logits)
+        # Matrix kernels like sizes that are multiples of their tiles.
+        self.side = side - side % 64 if side > 64 else max(side, 1)
+        self.dtype = torch.promote_types(hidden_RH.dtype, torch.float32)
+        size = min(self.side, hidden_RH.shape[0]) * min(self.side, num_columns)
+        self._first, self._second = (hidden_RH.new_empty(size, dtype=self.dtype) for _ in range(2))
+        self._narrow = self._first if hidden_RH.dtype == self.dtype else hidden_RH.new_empty(size)
+
+    def blocks(self, size: int) -> Iterator[slice]:
+        """[0, size) in steps of B."""
+        return (slice(start, min(start + self.side, size)) for start in range(0, size, self.side))
+
+    def logits(self, hidden_BH: Tensor, weight_BH: Tensor) -> Tensor:
         """h W^T, in the first table."""
-        narrow_CV = torch.mm(hidden_CH, weight_VH.t(), out=self.narrow_CV[: len(hidden_CH)])
-        return self._copied(narrow_CV, self.first_CV)
+        shape = (hidden_BH.shape[0], weight_BH.shape[0])
+        return _copied(torch.mm(hidden_BH, weight_BH.t(), out=_view(self._narrow, shape)), self._first)
 
-    def exp(self, values_CV: Tensor) -> Tensor:
+    def exp(self, values_BB: Tensor) -> Tensor:
         """In the second table."""
-        return torch.exp(values_CV, out=self.second_CV[: len(values_CV)])
+        return torch.exp(values_BB, out=_view(self._second, values_BB.shape))
 
-    def narrow(self, values_CV: Tensor) -> Tensor:
+    def narrow(self, values_BB: Tensor) -> Tensor:
         """Values of the first table in the rows' dtype."""
-        return self._copied(values_CV, self.narrow_CV)
-
-    @staticmethod
-    def _copied(values_CV: Tensor, table_CV: Tensor) -> Tensor:
-        return values_CV if values_CV.dtype == table_CV.dtype else table_CV[: len(values_CV)].copy_(values_CV)
+        return _copied(values_BB, self._narrow)
 
 
 class _VocabParallelLogProb(torch.autograd.Function):
-    """Keeps hidden, weight, log Z and H; the backward pass computes each chunk's logits again."""
+    """Keeps hidden, weight, log Z and H; the backward pass computes each block's logits again."""
 
     @staticmethod
     def forward(
@@ -46,60 +53,62 @@ class _VocabParallelLogProb(torch.autograd.Function):
         weight_VH: Tensor,
         target_R: Tensor,
         first_column: int,
-        chunk_rows: int,
+        num_columns: int,
+        num_logits: int,
         group: dist.ProcessGroup | None,
     ) -> tuple[Tensor, Tensor]:
-        dtype = torch.promote_types(hidden_RH.dtype, torch.float32)
-        num_rows, num_columns = hidden_RH.shape[0], weight_VH.shape[0]
-        logp_R, entropy_R, log_z_R = (torch.empty(num_rows, dtype=dtype, device=hidden_RH.device) for _ in range(3))
-        chunk = _Chunk(hidden_RH, weight_VH, chunk_rows, dtype)
-        for start in range(0, num_rows, chunk_rows):
-            rows = slice(start, start + chunk_rows)
-            logits_CV = chunk.logits(hidden_RH[rows], weight_VH)
-            maximum_C = logits_CV.amax(-1) if num_columns else logits_CV.new_full((logits_CV.shape[0],), float("-inf"))
-            _all_reduce(maximum_C, dist.ReduceOp.MAX, group)
-            logits_CV.sub_(maximum_C[:, None])
-            column_C, mine_C = _local_column(target_R[rows], first_column, num_columns)
-            sums_3C = logits_CV.new_zeros(3, logits_CV.shape[0])
-            if num_columns:
-                sums_3C[0] = logits_CV.gather(1, column_C[:, None])[:, 0] * mine_C
-                exp_CV = chunk.exp(logits_CV)
-                sums_3C[1] = exp_CV.sum(-1)
-                sums_3C[2] = exp_CV.mul_(logits_CV).sum(-1)
-            _all_reduce(sums_3C, dist.ReduceOp.SUM, group)
-            target_logit_C, sum_exp_C, sum_exp_logit_C = sums_3C
-            log_sum_C = sum_exp_C.log()
-            logp_R[rows] = target_logit_C - log_sum_C
-            entropy_R[rows] = log_sum_C - sum_exp_logit_C / sum_exp_C
-            log_z_R[rows] = maximum_C + log_sum_C
-        ctx.save_for_backward(hidden_RH, weight_VH, target_R, log_z_R, entropy_R)
-        ctx.first_column, ctx.chunk_rows = first_column, chunk_rows
+        tables = _Tables(hidden_RH, num_columns, num_logits)
+        num_rows = hidden_RH.shape[0]
+        # The lowest number that a difference with a logit does not overflow.
+        maximum_R = torch.full(
+            (num_rows,), torch.finfo(tables.dtype).min / 2, device=hidden_RH.device, dtype=tables.dtype
+        )
+        # Target's logit, sum of exp(l - max), sum of exp(l - max) (l - max).
+        sums_3R = maximum_R.new_zeros(3, num_rows)
+        for rows in tables.blocks(num_rows):
+            for columns in tables.blocks(num_columns):
+                logits_BB = tables.logits(hidden_RH[rows], weight_VH[columns])
+                column_B, mine_B = _local_column(target_R[rows], first_column, columns)
+                sums_3R[0, rows] += logits_BB.gather(1, column_B[:, None])[:, 0] * mine_B
+                highest_B = torch.maximum(maximum_R[rows], logits_BB.amax(-1))
+                _refer_to(highest_B, maximum_R[rows], sums_3R[:, rows])
+                exp_BB = tables.exp(logits_BB.sub_(highest_B[:, None]))
+                sums_3R[1, rows] += exp_BB.sum(-1)
+                sums_3R[2, rows] += exp_BB.mul_(logits_BB).sum(-1)
+        highest_R = maximum_R.clone()
+        _all_reduce(highest_R, dist.ReduceOp.MAX, group)
+        _refer_to(highest_R, maximum_R, sums_3R)
+        _all_reduce(sums_3R, dist.ReduceOp.SUM, group)
+        log_sum_R = sums_3R[1].log()
+        logp_R = (sums_3R[0] - maximum_R) - log_sum_R
+        entropy_R = log_sum_R - sums_3R[2] / sums_3R[1]
+        ctx.save_for_backward(hidden_RH, weight_VH, target_R, maximum_R + log_sum_R, entropy_R)
+        ctx.first_column, ctx.num_columns, ctx.num_logits = first_column, num_columns, num_logits
         return logp_R, entropy_R
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_logp_R: Tensor, grad_entropy_R: Tensor) -> tuple:
         hidden_RH, weight_VH, target_R, log_z_R, entropy_R = ctx.saved_tensors
-        num_columns = weight_VH.shape[0]
-        grad_hidden_RH = torch.zeros_like(hidden_RH)
-        grad_weight_VH = torch.zeros(weight_VH.shape, dtype=log_z_R.dtype, device=weight_VH.device)
-        chunk = _Chunk(hidden_RH, weight_VH, ctx.chunk_rows, log_z_R.dtype)
-        for start in range(0, hidden_RH.shape[0] if num_columns else 0, ctx.chunk_rows):
-            rows = slice(start, start + ctx.chunk_rows)
-            # d logp / d logit_j = [j = target] - p_j ;  d H / d logit_j = -p_j (log p_j + H)
-            log_p_CV = chunk.logits(hidden_RH[rows], weight_VH).sub_(log_z_R[rows, None])
-            p_CV = chunk.exp(log_p_CV)
-            grad_CV = log_p_CV.add_(entropy_R[rows, None]).mul_(grad_entropy_R[rows, None])
-            grad_CV.add_(grad_logp_R[rows, None]).mul_(p_CV).neg_()
-            column_C, mine_C = _local_column(target_R[rows], ctx.first_column, num_columns)
-            grad_CV.scatter_add_(1, column_C[:, None], (grad_logp_R[rows] * mine_C)[:, None])
-            grad_CV = chunk.narrow(grad_CV)
-            torch.mm(grad_CV, weight_VH, out=grad_hidden_RH[rows])
-            if grad_weight_VH.dtype == hidden_RH.dtype:
-                grad_weight_VH.addmm_(grad_CV.t(), hidden_RH[rows])
-            else:
-                grad_weight_VH += grad_CV.t() @ hidden_RH[rows]
-        return grad_hidden_RH, grad_weight_VH.to(weight_VH.dtype), None, None, None, None
+        tables = _Tables(hidden_RH, ctx.num_columns, ctx.num_logits)
+        grad_hidden_RH = torch.zeros_like(hidden_RH, dtype=tables.dtype)
+        grad_weight_VH = torch.empty_like(weight_VH)
+        grad_weight_VH[ctx.num_columns :] = 0
+        for columns in tables.blocks(ctx.num_columns):
+            grad_weight_BH = torch.zeros_like(weight_VH[columns], dtype=tables.dtype)
+            for rows in tables.blocks(hidden_RH.shape[0]):
+                # d logp / d logit_j = [j = target] - p_j ;  d H / d logit_j = -p_j (log p_j + H)
+                log_p_BB = tables.logits(hidden_RH[rows], weight_VH[columns]).sub_(log_z_R[rows, None])
+                p_BB = tables.exp(log_p_BB)
+                grad_BB = log_p_BB.add_(entropy_R[rows, None]).mul_(grad_entropy_R[rows, None])
+                grad_BB.add_(grad_logp_R[rows, None]).mul_(p_BB).neg_()
+                column_B, mine_B = _local_column(target_R[rows], ctx.first_column, columns)
+                grad_BB.scatter_add_(1, column_B[:, None], (grad_logp_R[rows] * mine_B)[:, None])
+                grad_BB = tables.narrow(grad_BB)
+                _add_product(grad_hidden_RH[rows], grad_BB, weight_VH[columns])
+                _add_product(grad_weight_BH, grad_BB.t(), hidden_RH[rows])
+            grad_weight_VH[columns] = grad_weight_BH
+        return grad_hidden_RH.to(hidden_RH.dtype), grad_weight_VH, None, None, None, None, None
 
 
 def vocab_parallel_logprob(
@@ -126,15 +135,15 @@ def vocab_parallel_logprob(
         target_R: [R] int64 global token ids.
         first_column: global id of the shard's first row.
         vocab_size: V, real size of the vocabulary.
-        chunk_rows: rows whose logits are in memory at once; the same on all ranks of the group.
+        chunk_rows: logits in memory at once, as a number of whole rows of the shard; they are held as a square block.
         group: tensor-parallel group; None where the vocabulary is not split.
 
     Returns:
         logp [R] and entropy [R] in nats; fp32 (float64 for float64 input).
     """
-    num_real = min(max(vocab_size - first_column, 0), weight_VH.shape[0])
+    num_columns = min(max(vocab_size - first_column, 0), weight_VH.shape[0])
     return _VocabParallelLogProb.apply(
-        hidden_RH, weight_VH[:num_real], target_R, first_column, max(chunk_rows, 1), group
+        hidden_RH, weight_VH, target_R, first_column, num_columns, chunk_rows * num_columns, group
     )
 
 
@@ -143,12 +152,36 @@ def chunk_rows_for(mebibytes: int, local_vocab_size: int) -> int:
     return max(1, mebibytes * 2**20 // (4 * local_vocab_size))
 
 
-def _local_column(target_C: Tensor, first_column: int, num_columns: int) -> tuple[Tensor, Tensor]:
-    column_C = target_C - first_column
-    mine_C = (column_C >= 0) & (column_C < num_columns)
-    return column_C.clamp(0, max(num_columns - 1, 0)), mine_C
+def _view(table: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return table[: math.prod(shape)].view(shape)
+
+
+def _copied(values_BB: Tensor, table: Tensor) -> Tensor:
+    return values_BB if values_BB.dtype == table.dtype else _view(table, values_BB.shape).copy_(values_BB)
+
+
+def _refer_to(highest_B: Tensor, maximum_B: Tensor, sums_3B: Tensor) -> None:
+    """Turns sums that refer to `maximum_B` into sums that refer to `highest_B`, in place; so does the maximum."""
+    shift_B = maximum_B - highest_B
+    sums_3B[2].add_(shift_B * sums_3B[1])
+    sums_3B[1:].mul_(shift_B.exp())
+    maximum_B.copy_(highest_B)
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right
+
+
+def _local_column(target_B: Tensor, first_column: int, columns: slice) -> tuple[Tensor, Tensor]:
+    """Each target's place in the block, and whether it lies there at all."""
+    column_B = target_B - (first_column + columns.start)
+    last = columns.stop - columns.start - 1
+    return column_B.clamp(0, last), (column_B >= 0) & (column_B <= last)
 
 
 def _all_reduce(tensor: Tensor, operation: Any, group: dist.ProcessGroup | None) -> None:
-    if group is not None and group.size() > 1:
+    if group is not None and group.size() > 1 and tensor.numel():
         dist.all_reduce(tensor, operation, group=group)
