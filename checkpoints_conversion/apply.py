@@ -25,6 +25,7 @@ from megatron_offgrpo.errors import CheckpointError, ConfigError
 from megatron_offgrpo.progress import progress, say
 
 HF_TO_MEGATRON = "hf-to-megatron"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 # What Megatron-LM looks at in common.pt of a checkpoint without optimizer; version 3.0: today's order of the QKV rows.
@@ -90,7 +91,7 @@ def hf_to_megatron(hf_dir: Path, megatron_dir: Path, *, dtype: str | None = None
         manifest = Manifest(
             kind="checkpoint",
             fingerprint=fingerprint.result(),
-            inputs={"hf": source},
+            inputs={"hf": source, **_tokenizer_input(Path(hf_dir))},
             counts={**_counts(ready.layout), "file_bytes": file_sizes(folder)},
             config={"direction": HF_TO_MEGATRON, "family": ready.layout.family.name, "dtype": dtype},
         )
@@ -212,6 +213,15 @@ def _check_copies(ready: ConversionPlan) -> None:
                 where=str(ready.source.folder),
                 remedy="set tie_word_embeddings to false in config.json if the model has an output layer of its own",
             )
+
+
+def _tokenizer_input(hf_dir: Path) -> dict[str, str]:
+    """The fingerprint by which a store of tokens is compared with this model; a model may come without a tokenizer."""
+    if not any((hf_dir / name).is_file() for name in TOKENIZER_FILES):
+        return {}
+    from megatron_offgrpo.data.store import tokenizer_fingerprint
+
+    return {"tokenizer": tokenizer_fingerprint(hf_dir)}
 
 
 def _check_unchanged(weights: MegatronWeights, fingerprint: str) -> None:

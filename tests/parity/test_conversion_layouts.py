@@ -50,7 +50,13 @@ def trained(tmp_path_factory) -> Path:
             }
             for model, layout, precision, keys in cases
         ]
-        run_ranks("tests.parity.conversion_layouts_worker:write_checkpoints", world_size, cases=arguments, step=STEP)
+        run_ranks(
+            "tests.parity.conversion_layouts_worker:write_checkpoints",
+            world_size,
+            timeout_seconds=560,
+            cases=arguments,
+            step=STEP,
+        )
     return folder
 
 

@@ -46,7 +46,14 @@ def megatron_logits(models, tmp_path_factory) -> Path:
             for model, name, layout in CASES
             if layout.get("tp", 1) * layout.get("pp", 1) * layout.get("ep", 1) == world_size
         ]
-        run_ranks("tests.parity.conversion_worker:write_logits", world_size, cases=cases, ids=IDS, output=str(output))
+        run_ranks(
+            "tests.parity.conversion_worker:write_logits",
+            world_size,
+            timeout_seconds=560,
+            cases=cases,
+            ids=IDS,
+            output=str(output),
+        )
     return output
 
 

@@ -14,6 +14,7 @@ from checkpoints_conversion.hf_reader import HfWeights
 from checkpoints_conversion.hf_writer import parse_size
 from checkpoints_conversion.safe_metadata import read_common
 from megatron_offgrpo.artifacts import read_manifest
+from megatron_offgrpo.data.store import tokenizer_fingerprint
 from megatron_offgrpo.errors import CheckpointError, ConfigError, OffgrpoError
 from tests.unit.conversion.tiny_models import MODELS, save_tiny_model
 
@@ -87,18 +88,21 @@ def test_dtype_option_casts_once_and_is_written_into_the_config(tmp_path):
 
 def test_config_tokenizer_and_chat_template_are_carried_along_and_weights_are_not(tmp_path):
     hf = save_tiny_model("qwen2", tmp_path / "hf")
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "merges.txt", "LICENSE"):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (hf / name).write_text(json.dumps({"content": name}))
+    for name in ("chat_template.jinja", "merges.txt", "LICENSE"):
         (hf / name).write_text(f"content of {name}")
     for name in ("pytorch_model.bin", "modeling_x.py", "optimizer.pt"):
         (hf / name).write_text("no")
-    hf_to_megatron(hf, tmp_path / "megatron")
+    manifest = hf_to_megatron(hf, tmp_path / "megatron")
+    assert manifest.inputs["tokenizer"] == tokenizer_fingerprint(hf)
     megatron_to_hf(tmp_path / "megatron", hf, tmp_path / "out")
     carried = {path.name for path in (tmp_path / "out").iterdir()}
     assert carried == {
         *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
         *("merges.txt", "LICENSE", "model.safetensors", "manifest.json"),
     }
-    assert (tmp_path / "out" / "tokenizer.json").read_text() == "content of tokenizer.json"
+    assert (tmp_path / "out" / "chat_template.jinja").read_text() == "content of chat_template.jinja"
     assert (tmp_path / "out" / "config.json").read_bytes() == (hf / "config.json").read_bytes()
 
 
