@@ -154,11 +154,11 @@ def _sample(
         for question, sample in wanted
     ]
     records: list[dict[str, Any]] = [{} for _ in wanted]
-    start, tokens = time.monotonic(), 0
     with (
         open_backend(backend_name, config.model, config.precision, config.tensor_parallel) as backend,
         progress("sampling", len(requests)) as advance,
     ):
+        start, tokens = time.monotonic(), 0
         for index, completion in backend.generate(requests, settings):
             question, sample = wanted[index]
             tokens += len(completion.token_ids)

@@ -98,7 +98,7 @@ def curve_plot(name: str, title: str, unit: str, steps: Sequence[dict[str, float
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
         if any(line.label for line, _ in drawn):
-            axes.legend(loc="best")
+            axes.legend(loc="lower right", bbox_to_anchor=(1.02, 0.98), ncols=2, borderpad=0, columnspacing=1.2)
         return _svg(figure, name)
 
 
