@@ -155,7 +155,7 @@ def _curves(run: RunFiles) -> str:
         ("margin", "Margin right minus wrong", "probability", [Line("probability_margin", INK)]),
         (
             "logp",
-            "Token log-probability",
+            "Log-probability",
             "mean, nats",
             [Line("logp_right", RIGHT, "right"), Line("logp_wrong", WRONG, "wrong")],
         ),
