@@ -4,8 +4,8 @@
 
 writes a random bf16 model into DIR (on the disk to be measured), copies its files, converts it to Megatron and back in
 a process each, and compares the result bit for bit by its fingerprint. Each run starts with the source dropped from the
-page cache and ends when the bytes are on disk. Limits: 60 % of the copy's throughput; peak memory of the largest group
-of tensors plus 1 GiB.
+page cache and ends when the bytes are on disk. Medians over the rounds; a share is that of the runs of one round.
+Limits: 60 % of the copy's throughput; peak memory of the largest group of tensors plus 1 GiB.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 import torch
 
@@ -133,7 +134,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True, help="folder on the disk to be measured")
     parser.add_argument("--gigabytes", type=float, default=3.0)
-    parser.add_argument("--repeats", type=int, default=3, help="the fastest of these counts")
+    parser.add_argument("--repeats", type=int, default=5, help="medians over this many rounds")
     parser.add_argument("--keep", action="store_true", help="leave the models in the folder")
     options = parser.parse_args()
     work = options.folder / "bench_conversion"
@@ -144,13 +145,13 @@ def main() -> int:
     num_bytes = ready.total_bytes
     largest = max(sum(ready.source.tensors[name].num_bytes for name in move.names) for move in ready.layout.moves)
     runs = measure(work, options.repeats)
-    fastest = {name: min(run.seconds for run in done) for name, done in runs.items()}
+    seconds = {name: median(run.seconds for run in done) for name, done in runs.items()}
     ok = True
     for name, done in runs.items():
-        cpu, peak = min(run.cpu_seconds for run in done), max(run.peak_bytes for run in done)
-        line = f"{name:15} {num_bytes / fastest[name] / 1e6:6.0f} MB/s {fastest[name]:6.1f} s {cpu:6.1f} s of CPU"
+        cpu, peak = median(run.cpu_seconds for run in done), max(run.peak_bytes for run in done)
+        line = f"{name:15} {num_bytes / seconds[name] / 1e6:6.0f} MB/s {seconds[name]:6.1f} s {cpu:6.1f} s of CPU"
         if name != "copy":
-            share = fastest["copy"] / fastest[name]
+            share = median(copied.seconds / run.seconds for copied, run in zip(runs["copy"], done, strict=True))
             ok &= share >= MIN_SHARE and peak <= largest + EXTRA_BYTES
             line += f"  {share:4.0%} of copying (at least {MIN_SHARE:.0%})"
             line += f"  peak {peak / 1e6:,.0f} MB (at most {(largest + EXTRA_BYTES) / 1e6:,.0f})"

@@ -1,0 +1,70 @@
+"""`offgrpo`: one thin command per stage."""
+
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from typing import NoReturn
+
+import typer
+
+from megatron_offgrpo.cli import data, evaluation, project, training
+from megatron_offgrpo.errors import OffgrpoError
+
+app = typer.Typer(
+    help="Offline GRPO on Megatron-Core: prepare, plan, reference, train, convert, eval, report.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+COMMANDS: dict[str, Callable[..., None]] = {
+    "prepare": data.prepare,
+    "plan": training.plan,
+    "reference": training.reference,
+    "train": training.train,
+    "eval": evaluation.evaluate_command,
+    "report": project.report,
+    "doctor": project.doctor,
+    "recipes": project.recipes,
+    "quickstart": project.quickstart,
+}
+for name, function in COMMANDS.items():
+    app.command(name)(function)
+
+
+def _mount_converters() -> None:
+    from checkpoints_conversion.cli import app as converters
+
+    app.add_typer(converters, name="convert")
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one line on standard error and exit status 1."""
+    _quiet()
+    _mount_converters()
+    try:
+        app()
+    except OffgrpoError as error:
+        _fail(error)
+
+
+def _quiet() -> None:
+    """Silences remarks of libraries about themselves that a user can do nothing about."""
+    # Transformer Engine and Apex are absent: `offgrpo doctor` says it once.
+    warnings.filterwarnings("ignore", module=r"megatron\.core")
+    # Megatron's use of torch: renamed collectives, and gradients read where the CPU mode looks on.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+    warnings.filterwarnings("ignore", message=r"The \.grad attribute of a Tensor")
+
+
+def _fail(error: OffgrpoError) -> NoReturn:
+    rank = int(os.environ.get("RANK", "0"))
+    if rank:
+        # What is wrong for all ranks is said by the first; the launcher ends this one before it repeats it.
+        time.sleep(3)
+    print(f"{f'rank {rank}: ' if rank else ''}error: {error}", file=sys.stderr, flush=True)
+    if "RANK" in os.environ:
+        # Other ranks may hang in a collective; leave without waiting for them.
+        os._exit(1)
+    sys.exit(1)

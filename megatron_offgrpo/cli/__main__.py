@@ -1,0 +1,5 @@
+"""`python -m megatron_offgrpo.cli`."""
+
+from megatron_offgrpo.cli import main
+
+main()
