@@ -86,7 +86,7 @@ def hf_to_megatron(hf_dir: Path, megatron_dir: Path, *, dtype: str | None = None
                 writer.write(move.region, move.op.to_megatron(tensors, ready.layout.dims), first)
 
         run_all(Job(memory_of(move, 4), partial(convert, move)) for move in ready.layout.moves)
-        writer.close({**RELEASE_COMMON, "args": args_of(ready.layout.architecture)})
+        writer.close({**RELEASE_COMMON, "args": args_of(ready.layout.architecture, dtypes[ready.layout.moves[0]])})
         source = source_fingerprint.result() if target_dtype is not None else fingerprint.result()
         manifest = Manifest(
             kind="checkpoint",

@@ -1,15 +1,53 @@
-"""The `args` that Megatron-LM looks for in a checkpoint's common.pt, and takes up with `--use-checkpoint-args`."""
+"""The `args` that Megatron-LM and Megatron-Bridge look for in a checkpoint's common.pt.
+
+Megatron-LM takes them up with `--use-checkpoint-args`; Megatron-Bridge 0.3 builds the model from them.
+"""
 
 from argparse import Namespace
 from typing import Any
 
+import torch
+
 from megatron_offgrpo.model.hf_config import Architecture
 
+DEFAULTS: dict[str, Any] = {
+    "multi_latent_attention": False,
+    "heterogeneous_layers_config_path": None,
+    "is_hybrid_model": False,
+    "mtp_num_layers": None,
+    "no_persist_layer_norm": False,
+    "bias_swiglu_fusion": True,
+    "init_method_xavier_uniform": False,
+    "init_model_with_meta_device": False,
+    "fp16_lm_cross_entropy": False,
+    "fp8_param_gather": False,
+    "transformer_impl": "transformer_engine",
+    "moe_grouped_gemm": False,
+    "moe_use_legacy_grouped_gemm": False,
+    "qk_l2_norm": False,
+    "use_kitchen": False,
+    "overlap_p2p_comm": False,
+    "decoder_first_pipeline_num_layers": None,
+    "decoder_last_pipeline_num_layers": None,
+    "cp_comm_type": ["p2p"],
+    "config_logger_dir": "",
+}
+"""Arguments without which Megatron-Bridge does not build a model, at Megatron-LM's defaults: config.json says nothing
+of them."""
 
-def args_of(architecture: Architecture) -> Namespace:
-    """Megatron-LM's names for what config.json says; the layout is that of one process, any other loads as well."""
+
+def args_of(architecture: Architecture, dtype: torch.dtype) -> Namespace:
+    """Megatron-LM's names for what config.json says; the layout is that of one process, any other loads as well.
+
+    Args:
+        dtype: that of the weights in the checkpoint.
+    """
     rope, experts = architecture.rope, architecture.experts
-    args: dict[str, Any] = {
+    args: dict[str, Any] = DEFAULTS | {
+        "params_dtype": dtype,
+        "bf16": dtype == torch.bfloat16,
+        "fp16": dtype == torch.float16,
+        "make_vocab_size_divisible_by": 128,
         "num_layers": architecture.num_layers,
         "hidden_size": architecture.hidden_size,
         "ffn_hidden_size": architecture.ffn_hidden_size,
@@ -27,6 +65,7 @@ def args_of(architecture: Architecture) -> Namespace:
         "rotary_interleaved": False,
         "use_rope_scaling": rope.get("rope_type") == "llama3",
         "rope_scaling_factor": rope.get("factor", 1.0),
+        "rotary_seq_len_interpolation_factor": rope["factor"] if rope.get("rope_type") == "linear" else None,
         "normalization": "RMSNorm",
         "norm_epsilon": architecture.norm_epsilon,
         "apply_layernorm_1p": False,

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
 
+from checkpoints_conversion.megatron_lm_args import args_of
 from checkpoints_conversion.safe_metadata import read_common, read_metadata
 from megatron_offgrpo.artifacts import MANIFEST, Manifest, read_manifest, write_manifest
 from megatron_offgrpo.errors import CheckpointError
@@ -130,6 +131,7 @@ def save(student: Student, folder: Path, iteration: int, manifest: Manifest, kee
         "optimizer": student.optimizer.sharded_state_dict(model_state, metadata=sharding()),
         "iteration": iteration,
         "checkpoint_version": 3.0,
+        "args": args_of(student.architecture, student.models[0].config.params_dtype),
     }
     dist_checkpointing.save(state, str(temporary))
     dist.barrier()

@@ -25,6 +25,7 @@ LossFunction = Callable[[Batch, Tensor], tuple[Tensor, Any]]
 class Student:
     """Model chunks (one, or one per virtual pipeline stage) with gradient buffers, and the optimizer over them."""
 
+    architecture: Architecture
     models: list[PackedGPTModel]
     wrapped: list[Any]
     """The same chunks as `DistributedDataParallel`."""
@@ -63,7 +64,7 @@ def build_student(architecture: Architecture, run: RunConfig, *, distributed_opt
     config.grad_scale_func = optimizer.scale_loss
     config.no_sync_func = wrapped[0].no_sync if len(wrapped) == 1 else [chunk.no_sync for chunk in wrapped]
     config.finalize_model_grads_func = _finalize
-    return Student(models, wrapped, optimizer)
+    return Student(architecture, models, wrapped, optimizer)
 
 
 def _finalize(models: list[Any], num_tokens: Tensor | None = None, **keywords: Any) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from megatron.core import dist_checkpointing
 from safetensors.torch import load_file
 
 from checkpoints_conversion import hf_to_megatron, megatron_to_hf
@@ -88,5 +89,8 @@ def test_the_checkpoints_do_hold_padding_rows_and_the_keys_they_are_named_for(tr
     assert VOCAB < 128, "the second chunk is padding alone"
     per_layer = MegatronWeights(iteration_folder(trained / "llama_linear_rope-tp2-fp32-per_layer"))
     assert "decoder.layers.3.mlp.linear_fc1.weight" in per_layer.tensors
+    # Megatron-LM and Megatron-Bridge take the model's shape from here.
+    arguments = dist_checkpointing.load_common_state_dict(str(padded.folder))["args"]
+    assert (arguments.num_layers, arguments.hidden_size, arguments.params_dtype) == (4, 48, torch.bfloat16)
     singleton = MegatronWeights(iteration_folder(trained / "mixtral-pp2-bf16-singleton"))
     assert "decoder.layers.2.mlp.experts.experts.3.linear_fc1.weight_v" in singleton.tensors
