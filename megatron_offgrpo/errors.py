@@ -45,3 +45,7 @@ class CheckpointError(OffgrpoError):
 
 class TrainingError(OffgrpoError):
     """Training met a value it must not continue with (NaN, inf)."""
+
+
+class GenerationError(OffgrpoError):
+    """A back end failed while it sampled or scored; what it finished before is kept."""

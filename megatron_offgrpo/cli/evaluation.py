@@ -1,42 +1,127 @@
-"""`offgrpo eval`."""
+"""`offgrpo eval`, `grade`, `compare`, `generate` and `check-weights`."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from megatron_offgrpo.cli.options import Force, print_lines
 
+Model = Annotated[Path, typer.Option("--model", help="Hugging Face folder.")]
+BackendChoice = Annotated[
+    Literal["auto", "vllm", "hf", "server"],
+    typer.Option("--backend", help="auto: vLLM where installed, else hf. server: an OpenAI-compatible endpoint."),
+]
+Precision = Annotated[Literal["auto", "fp32", "bf16"], typer.Option("--precision")]
+TensorParallel = Annotated[int, typer.Option("--tensor-parallel", min=1, help="GPUs of one vLLM engine.")]
+ServerUrl = Annotated[str | None, typer.Option("--server-url", help="http://HOST:PORT/v1")]
+ServerModel = Annotated[str | None, typer.Option("--server-model", help="Its name there; by default the only one.")]
+Concurrency = Annotated[int, typer.Option("--concurrency", min=1, help="Requests under way at a server.")]
+Timeout = Annotated[float, typer.Option("--timeout-seconds", help="Longest wait for a server's completion.")]
+ShardOption = Annotated[
+    str | None, typer.Option("--shard", help="I/N: draw this share only; the same command without it finishes.")
+]
+Seed = Annotated[int, typer.Option("--seed")]
+System = Annotated[str | None, typer.Option("--system", help="System message of the chat template.")]
+
 
 def evaluate_command(
-    model: Annotated[Path, typer.Option("--model", help="Hugging Face folder.")],
-    benchmark: Annotated[Path, typer.Option("--benchmark", help="File of problems and answers.")],
-    output: Annotated[Path, typer.Option("--output", help="Folder for samples and scores.")],
-    samples: Annotated[int, typer.Option("--samples", min=1, help="Samples per problem.")] = 4,
-    temperature: Annotated[float, typer.Option("--temperature", min=0.0)] = 0.6,
-    top_p: Annotated[float, typer.Option("--top-p", min=0.0, max=1.0)] = 0.95,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1)] = 32768,
-    backend: Annotated[Literal["auto", "vllm", "hf"], typer.Option("--backend")] = "auto",
-    tensor_parallel: Annotated[int, typer.Option("--tensor-parallel", min=1)] = 1,
-    seed: Annotated[int, typer.Option("--seed")] = 0,
+    model: Model,
+    benchmark: Annotated[
+        list[str], typer.Option("--benchmark", help="aime24, math500, ... or a file of problems; repeat for several.")
+    ],
+    output: Annotated[Path, typer.Option("--output", help="Folder for samples and scores; of several, OUTPUT/NAME.")],
+    preset: Annotated[
+        Literal["krafton"] | None, typer.Option("--preset", help="krafton: 64 samples, T 0.6, top-p 0.95, 32k tokens.")
+    ] = None,
+    samples: Annotated[int | None, typer.Option("--samples", min=1, help="Samples per problem; 4.")] = None,
+    temperature: Annotated[float | None, typer.Option("--temperature", min=0.0, help="0.6")] = None,
+    top_p: Annotated[float | None, typer.Option("--top-p", min=0.0, max=1.0, help="0.95")] = None,
+    max_tokens: Annotated[int | None, typer.Option("--max-tokens", min=1, help="32768")] = None,
+    template: Annotated[
+        Literal["chat", "qwen-math", "simplerl", "prime", "none"], typer.Option("--template", help="chat: the model's.")
+    ] = "chat",
+    system: System = None,
+    data_dir: Annotated[
+        Path | None, typer.Option("--data-dir", help="Files of named benchmarks; without it they come from the hub.")
+    ] = None,
+    leave_out_unreadable: Annotated[
+        bool, typer.Option("--leave-out-unreadable", help="Leave out problems with unreadable reference answers.")
+    ] = False,
+    contamination: Annotated[
+        str, typer.Option("--contamination", help="A note on overlap with training data, kept with the figures.")
+    ] = "",
+    backend: BackendChoice = "auto",
+    precision: Precision = "auto",
+    tensor_parallel: TensorParallel = 1,
+    server_url: ServerUrl = None,
+    server_model: ServerModel = None,
+    concurrency: Concurrency = 64,
+    timeout_seconds: Timeout = 3600.0,
+    seed: Seed = 0,
+    shard: ShardOption = None,
     force: Force = False,
 ) -> None:
-    """Samples a model on a benchmark, grades with math-verify, and gives accuracy with its 95 % intervals."""
-    from megatron_offgrpo.evaluation.evaluate import EvaluationConfig, evaluate
+    """Samples a model on benchmarks, grades with math-verify, and gives accuracy with its 95 % intervals."""
+    from megatron_offgrpo.evaluation.evaluate import PRESETS, EvaluationConfig, evaluate, sample_shard
+    from megatron_offgrpo.evaluation.generation import BackendConfig
+    from megatron_offgrpo.evaluation.sample_log import parse_shard
+    from megatron_offgrpo.evaluation.sampling import LazyBackend
 
-    metrics = evaluate(
-        EvaluationConfig(
-            model=model,
-            benchmark=benchmark,
-            output=output,
-            samples=samples,
-            temperature=temperature,
-            top_p=top_p,
-            max_tokens=max_tokens,
-            backend=backend,
-            tensor_parallel=tensor_parallel,
-            seed=seed,
-            force=force,
-        )
+    engine = BackendConfig(
+        model, backend, precision, tensor_parallel, server_url, server_model, concurrency, timeout_seconds
     )
-    print_lines([f"{name:<24}{value}" for name, value in metrics.items() if not isinstance(value, dict)])
+    given = {"samples": samples, "temperature": temperature, "top_p": top_p, "max_tokens": max_tokens}
+    settings: dict[str, Any] = PRESETS[preset] if preset else {}
+    settings = settings | {name: value for name, value in given.items() if value is not None}
+    share = parse_shard(shard)
+    with LazyBackend(engine) as lazy:
+        for name in benchmark:
+            config = EvaluationConfig(
+                model=model,
+                benchmark=name,
+                output=output if len(benchmark) == 1 else output / Path(name).name,
+                template=template,
+                system=system,
+                data_dir=data_dir,
+                leave_out_unreadable=leave_out_unreadable,
+                contamination=contamination,
+                backend=engine,
+                seed=seed,
+                force=force,
+                **settings,
+            )
+            if share is not None:
+                sample_shard(config, share, lazy)
+                continue
+            metrics = evaluate(config, lazy)
+            print_lines([name] if len(benchmark) > 1 else [])
+            print_lines(summary_lines(metrics))
+
+
+def summary_lines(metrics: dict[str, Any]) -> list[str]:
+    """The figures of an evaluation, a line each."""
+    flat = {name: value for name, value in metrics.items() if not isinstance(value, dict)}
+    for name in ("accuracy", "ci95_new_problems", "ci95_new_samples", "majority"):
+        flat[f"strict_{name}"] = metrics["strict"][name]
+    flat |= {f"pass@{k}": value for k, value in metrics["pass_at"].items()}
+    return [f"{name:<32}{value}" for name, value in flat.items() if value != ""]
+
+
+def grade(
+    input: Annotated[Path, typer.Option("--input", help="JSON lines: group_id, sample_id, problem, answer, text.")],
+    output: Annotated[Path, typer.Option("--output", help="The same lines with strict, lenient, extracted, reason.")],
+    processes: Annotated[int | None, typer.Option("--processes", min=1, help="One for each CPU.")] = None,
+    seconds: Annotated[float, typer.Option("--seconds", help="CPU seconds that one solution may take.")] = 5.0,
+) -> None:
+    """Grades solutions made elsewhere, with math-verify."""
+    from megatron_offgrpo.evaluation.grade_file import grade_file
+
+    counts = grade_file(input, output, processes=processes, seconds=seconds)
+    print_lines(
+        [
+            f"{counts.graded} graded: {counts.lenient} right ({100 * counts.lenient / counts.graded:.1f} %), "
+            f"{counts.strict} in the strict form ({100 * counts.strict / counts.graded:.1f} %); "
+            f"{counts.rejected} line(s) rejected"
+        ]
+    )

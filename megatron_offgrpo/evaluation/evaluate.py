@@ -1,23 +1,21 @@
 """Evaluation of one model on one benchmark: sample, grade, summarise.
 
-OUTPUT holds `samples.jsonl` (what the model wrote), `graded.jsonl` (the same with rewards), `metrics.json` and
-`manifest.json`.
+OUTPUT holds `samples.jsonl` (what the model wrote), `graded.jsonl` (the same with scores), `metrics.json` and
+`manifest.json`. While it is being made, finished samples are in `OUTPUT.parts/`.
 """
 
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-import numpy as np
+from typing import Any
 
 from megatron_offgrpo.artifacts import (
     MANIFEST,
     Manifest,
     atomic_folder,
     fingerprint_of,
-    fingerprint_of_file,
     fingerprint_of_files,
     read_manifest,
     write_json_atomically,
@@ -25,26 +23,32 @@ from megatron_offgrpo.artifacts import (
 )
 from megatron_offgrpo.config import to_dict
 from megatron_offgrpo.data.grading import GradingPool
-from megatron_offgrpo.data.tokenisation import load_tokenizer
 from megatron_offgrpo.errors import ConfigError, DataError
-from megatron_offgrpo.evaluation import statistics
-from megatron_offgrpo.evaluation.benchmarks import Question, load_benchmark
+from megatron_offgrpo.evaluation.benchmarks import Question, find_benchmark
 from megatron_offgrpo.evaluation.generation import (
-    BackendName,
-    Precision,
-    Request,
+    HF_BATCH,
+    BackendConfig,
+    Completion,
     SamplingSettings,
     choose_backend,
-    encode_prompt,
-    open_backend,
-    seed_of,
     stop_token_ids,
 )
+from megatron_offgrpo.evaluation.grading import Solution, score, unreadable_golds
+from megatron_offgrpo.evaluation.majority import Vote, majority_right
+from megatron_offgrpo.evaluation.prompts import TemplateName, encode_prompt, load_prompt_tokenizer, opens_thinking
+from megatron_offgrpo.evaluation.sample_log import Key, SampleLogs, Shard, remove_parts
+from megatron_offgrpo.evaluation.sampling import LazyBackend, SamplingRun, draw_samples
+from megatron_offgrpo.evaluation.summary import Tally, correctness, summarise, summary_of
 from megatron_offgrpo.progress import progress, say
 
+__all__ = ["GRADED", "METRICS", "SAMPLES", "EvaluationConfig", "correctness", "evaluate", "read_graded", "summarise"]
+
 SAMPLES, GRADED, METRICS = "samples.jsonl", "graded.jsonl", "metrics.json"
-GRADING_CHUNK = 64
 MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.bin")
+PRESETS: dict[str, dict[str, Any]] = {
+    "krafton": {"samples": 64, "temperature": 0.6, "top_p": 0.95, "max_tokens": 32768},
+}
+"""Published sampling settings, by name."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +57,8 @@ class EvaluationConfig:
 
     model: Path
     """Hugging Face folder."""
-    benchmark: Path
-    """File of `problem`, `answer`, optional `id` records; see `load_benchmark`."""
+    benchmark: Path | str
+    """Name of a benchmark, or file of `problem`, `answer`, optional `id` records; see `find_benchmark`."""
     output: Path
     samples: int = 4
     """Samples per problem (k of avg@k)."""
@@ -64,64 +68,166 @@ class EvaluationConfig:
     seed: int = 0
     system: str | None = None
     """System message of the chat template; None sends none."""
-    backend: Literal["auto", "vllm", "hf"] = "auto"
-    precision: Precision = "auto"
-    """auto: fp32 without a GPU, bf16 on one."""
-    tensor_parallel: int = 1
+    template: TemplateName = "chat"
+    data_dir: Path | None = None
+    """Folder with the files of named benchmarks; None loads them from the hub."""
+    leave_out_unreadable: bool = False
+    """Leave out problems whose reference answer cannot be read, instead of refusing the benchmark."""
+    contamination: str = ""
+    """A note on the overlap of benchmark and training data, kept with the figures."""
+    backend: BackendConfig | None = None
+    """None: vLLM where it is installed, else Hugging Face, with the model above."""
     grading_processes: int | None = None
     """None: one for each CPU."""
     grading_seconds: float = 5.0
     force: bool = False
     """Evaluate again although OUTPUT holds the same evaluation."""
 
+    @property
+    def engine(self) -> BackendConfig:
+        return self.backend or BackendConfig(self.model)
 
-def evaluate(config: EvaluationConfig) -> dict[str, Any]:
+
+def evaluate(config: EvaluationConfig, lazy: LazyBackend | None = None) -> dict[str, Any]:
     """Samples, grades and summarises; returns what `metrics.json` holds. An equal evaluation on disk is reused.
+
+    Args:
+        lazy: a back end to share with other evaluations of the same model; None opens one.
 
     Raises:
         ConfigError, DataError: a setting, the model folder or the benchmark is wrong, or OUTPUT is something else.
+        GenerationError: the back end failed; what it had finished is taken up by the next call.
     """
-    if config.samples < 1:
-        raise ConfigError("must be at least 1", where="samples", got=config.samples)
-    if not (config.model / "config.json").is_file():
-        raise DataError("no Hugging Face model here", where=str(config.model), expected="a folder with config.json")
-    questions = load_benchmark(config.benchmark)
-    tokenizer = load_tokenizer(config.model)
-    settings = SamplingSettings(
-        config.temperature, config.top_p, config.max_tokens, stop_token_ids(config.model, tokenizer)
-    )
-    backend = choose_backend(config.backend)
-    manifest = _manifest(config, settings, backend, len(questions))
-    reused = _finished(config.output, manifest)
+    task = _task(config)
+    reused = _finished(config.output, task.manifest)
     if reused is not None and not config.force:
         say(f"{config.output}: reused, nothing it was made from has changed")
         return reused
-    say(f"evaluating {config.model} on {config.benchmark} with {backend}")
+    start = time.monotonic()
+    logs = _sample(task, lazy, None)
+    sampled = time.monotonic()
     with atomic_folder(config.output) as folder:
-        start = time.monotonic()
-        samples = _sample(config, settings, backend, questions, tokenizer)
-        sampled = time.monotonic()
-        _write_jsonl(folder / SAMPLES, samples)
-        graded = _grade(config, questions, samples)
-        _write_jsonl(folder / GRADED, graded)
+        figures = _grade(task, logs, folder)
         metrics = {
-            **summarise(graded, config.seed),
-            "backend": backend,
+            **figures,
+            "problems_left_out": task.left_out,
+            "contamination": config.contamination,
+            "backend": task.backend,
             "sampling_seconds": sampled - start,
             "grading_seconds": time.monotonic() - sampled,
         }
         write_json_atomically(folder / METRICS, metrics)
-        write_manifest(folder, manifest)
+        write_manifest(folder, task.manifest)
+    remove_parts(task.run.parts)
     return metrics
 
 
-def _manifest(config: EvaluationConfig, settings: SamplingSettings, backend: BackendName, problems: int) -> Manifest:
-    files = [path for pattern in MODEL_FILES for path in config.model.glob(pattern)]
-    inputs = {"model": fingerprint_of_files(files), "benchmark": fingerprint_of_file(config.benchmark)}
-    meaning = [asdict(settings), config.samples, config.seed, config.system, backend, config.precision]
-    counts = {"problems": problems, "samples": problems * config.samples}
-    values = {name: str(value) if isinstance(value, Path) else value for name, value in to_dict(config).items()}
-    return Manifest("evaluation", fingerprint_of(inputs, meaning), inputs, counts, values)
+def sample_shard(config: EvaluationConfig, shard: Shard, lazy: LazyBackend | None = None) -> None:
+    """Draws one shard's samples into the work folder; `evaluate` later takes them up.
+
+    Raises:
+        as `evaluate`.
+    """
+    task = _task(config)
+    if _finished(config.output, task.manifest) is not None and not config.force:
+        say(f"{config.output}: finished already, nothing it was made from has changed")
+        return
+    logs = _sample(task, lazy, shard)
+    say(f"{task.run.parts}: {len(logs)} of {len(task.run.keys())} samples of all shards are there")
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A checked configuration with what it names."""
+
+    config: EvaluationConfig
+    backend: str
+    questions: list[Question]
+    left_out: int
+    tokenizer: Any
+    thinking: dict[str, bool]
+    """Problem id -> whether its prompt ends inside `<think>`."""
+    run: SamplingRun
+    manifest: Manifest
+
+
+def _task(config: EvaluationConfig) -> _Task:
+    if config.samples < 1:
+        raise ConfigError("must be at least 1", where="samples", got=config.samples)
+    if not (config.model / "config.json").is_file():
+        raise DataError("no Hugging Face model here", where=str(config.model), expected="a folder with config.json")
+    backend = choose_backend(config.engine.backend)
+    tokenizer = load_prompt_tokenizer(config.model, config.template)
+    settings = SamplingSettings(
+        config.temperature, config.top_p, config.max_tokens, stop_token_ids(config.model, tokenizer)
+    )
+    found = find_benchmark(str(config.benchmark), config.data_dir)
+    questions = _readable(config, found)
+    prompts = {
+        one.problem_id: encode_prompt(tokenizer, one.problem, config.system, config.template) for one in questions
+    }
+    thinking = {name: opens_thinking(tokenizer.decode(ids[-8:])) for name, ids in prompts.items()}
+    manifest = _manifest(config, settings, backend, questions)
+    run = SamplingRun(
+        prompts,
+        config.samples,
+        config.seed,
+        settings,
+        HF_BATCH if backend == "hf" else None,
+        config.output.absolute().with_name(config.output.name + ".parts") / manifest.fingerprint,
+    )
+    return _Task(config, backend, questions, len(found) - len(questions), tokenizer, thinking, run, manifest)
+
+
+def _readable(config: EvaluationConfig, questions: list[Question]) -> list[Question]:
+    """The questions whose reference answers can be read, before anything is sampled.
+
+    Raises:
+        DataError: some cannot, and `leave_out_unreadable` is not set.
+    """
+    open_ones = [one for one in questions if not one.choices]
+    if not open_ones:
+        return questions
+    with GradingPool(1, config.grading_seconds) as pool:
+        bad = {open_ones[index].problem_id for index in unreadable_golds((one.answer for one in open_ones), pool)}
+    if not bad:
+        return questions
+    shown = [f"{one.problem_id}: {one.answer!r}" for one in questions if one.problem_id in bad]
+    if not config.leave_out_unreadable or len(bad) == len(questions):
+        raise DataError(
+            f"{len(bad)} of {len(questions)} reference answers cannot be read as mathematics",
+            where=str(config.benchmark),
+            got="; ".join(shown[:5]) + ("; ..." if len(shown) > 5 else ""),
+            remedy="mend them, or pass --leave-out-unreadable (they are then counted, not scored)",
+        )
+    say(f"{config.benchmark}: {len(bad)} problem(s) left out, their answers cannot be read: {'; '.join(shown[:5])}")
+    return [one for one in questions if one.problem_id not in bad]
+
+
+def model_fingerprint(folder: Path) -> str:
+    """Of the files that make a Hugging Face model."""
+    return fingerprint_of_files([path for pattern in MODEL_FILES for path in folder.glob(pattern)])
+
+
+def _manifest(
+    config: EvaluationConfig, settings: SamplingSettings, backend: str, questions: list[Question]
+) -> Manifest:
+    inputs = {
+        "model": model_fingerprint(config.model),
+        "benchmark": fingerprint_of([asdict(question) for question in questions]),
+    }
+    engine = config.engine
+    where = [backend, engine.precision, engine.server_url, engine.server_model]
+    meaning = [asdict(settings), config.samples, config.seed, config.system, config.template, where]
+    counts = {"problems": len(questions), "samples": len(questions) * config.samples}
+    return Manifest("evaluation", fingerprint_of(inputs, meaning), inputs, counts, plain(to_dict(config)))
+
+
+def plain(value: Any) -> Any:
+    """A configuration as JSON-able values: paths as texts."""
+    if isinstance(value, dict):
+        return {name: plain(inner) for name, inner in value.items()}
+    return str(value) if isinstance(value, Path) else value
 
 
 def _finished(output: Path, manifest: Manifest) -> dict[str, Any] | None:
@@ -139,94 +245,65 @@ def _finished(output: Path, manifest: Manifest) -> dict[str, Any] | None:
     return metrics
 
 
-def _sample(
-    config: EvaluationConfig,
-    settings: SamplingSettings,
-    backend_name: BackendName,
-    questions: list[Question],
-    tokenizer: Any,
-) -> list[dict[str, Any]]:
-    """One record a sample, in the order of the benchmark."""
-    wanted = [(question, sample) for question in questions for sample in range(config.samples)]
-    prompts = {question.problem_id: encode_prompt(tokenizer, question.problem, config.system) for question in questions}
-    requests = [
-        Request(prompts[question.problem_id], seed_of(config.seed, question.problem_id, sample))
-        for question, sample in wanted
-    ]
-    records: list[dict[str, Any]] = [{} for _ in wanted]
-    with (
-        open_backend(backend_name, config.model, config.precision, config.tensor_parallel) as backend,
-        progress("sampling", len(requests)) as advance,
-    ):
-        start, tokens = time.monotonic(), 0
-        for index, completion in backend.generate(requests, settings):
-            question, sample = wanted[index]
-            tokens += len(completion.token_ids)
-            records[index] = {
-                "problem_id": question.problem_id,
-                "sample_id": sample,
-                "text": tokenizer.decode(completion.token_ids, skip_special_tokens=True),
-                "tokens": len(completion.token_ids),
-                "finish_reason": completion.finish_reason,
-                "seed": requests[index].seed,
-            }
-            advance(1, f"{tokens / (time.monotonic() - start):.0f} tokens/s")
-    return records
+def _sample(task: _Task, lazy: LazyBackend | None, shard: Shard | None) -> SampleLogs:
+    config = task.config
+    share = f", shard {shard.index} of {shard.count}" if shard else ""
+    say(f"evaluating {config.model} on {config.benchmark} with {task.backend}{share}")
+
+    def describe(_: Key, completion: Completion) -> dict[str, Any]:
+        if completion.text is not None:
+            return {"text": completion.text}
+        return {"text": task.tokenizer.decode(completion.token_ids, skip_special_tokens=True)}
+
+    if lazy is not None:
+        return draw_samples(task.run, lazy, describe, shard)
+    with LazyBackend(config.engine) as own:
+        return draw_samples(task.run, own, describe, shard)
 
 
-def _grade(config: EvaluationConfig, questions: list[Question], samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    by_id = {question.problem_id: question for question in questions}
-    graded = []
+def _grade(task: _Task, logs: SampleLogs, folder: Path) -> dict[str, Any]:
+    """Writes samples and graded samples, problem by problem, and returns the figures."""
+    config, by_id = task.config, {question.problem_id: question for question in task.questions}
+    keys = task.run.keys()
+
+    def solutions() -> Iterator[Solution]:
+        for key in keys:
+            asked = by_id[key[0]]
+            yield Solution(asked.answer, logs.read(key)["text"], asked.choices, task.thinking[key[0]])
+
+    tally = Tally()
+    votes: dict[str, tuple[list[Vote], list[Vote]]] = {name: ([], []) for name in by_id}
     with (
         GradingPool(config.grading_processes, config.grading_seconds) as pool,
-        progress("grading", len(samples)) as advance,
+        (folder / SAMPLES).open("w", encoding="utf-8") as samples,
+        (folder / GRADED).open("w", encoding="utf-8") as graded,
     ):
-        for start in range(0, len(samples), GRADING_CHUNK):
-            chunk = samples[start : start + GRADING_CHUNK]
-            grades = pool.grade([(by_id[sample["problem_id"]].answer, sample["text"]) for sample in chunk])
-            for sample, grade in zip(chunk, grades, strict=True):
-                question = by_id[sample["problem_id"]]
-                asked = {"problem": question.problem, "answer": question.answer}
-                verdict = {"reward": grade.reward, "status": grade.status, "extracted": grade.extracted}
-                graded.append({**sample, **asked, **verdict})
-            advance(len(chunk))
-    return graded
-
-
-def summarise(graded: list[dict[str, Any]], seed: int) -> dict[str, Any]:
-    """Accuracy with both intervals, pass@k, lengths, and counts of what went wrong."""
-    correct_PK = correctness(graded)
-    num_samples = correct_PK.shape[1]
-    powers = [2**exponent for exponent in range(num_samples.bit_length())]
-    new_problems = statistics.interval_new_problems(correct_PK, seed)
-    statuses = [record["status"] for record in graded]
-    return {
-        "problems": len(correct_PK),
-        "samples_per_problem": num_samples,
-        "accuracy": statistics.accuracy(correct_PK),
-        "ci95": new_problems,
-        "ci95_new_problems": new_problems,
-        "ci95_new_samples": statistics.interval_new_samples(correct_PK, seed),
-        "pass_at": {str(k): statistics.pass_at(correct_PK, k) for k in sorted({*powers, num_samples})},
-        "mean_tokens": float(np.mean([record["tokens"] for record in graded])),
-        "truncated_share": float(np.mean([record["finish_reason"] == "length" for record in graded])),
-        "statuses": {status: statuses.count(status) for status in sorted(set(statuses))},
-    }
-
-
-def correctness(graded: list[dict[str, Any]]) -> statistics.CorrectArray:
-    """0/1 array [problems, samples per problem], problems in the order of their first record.
-
-    Raises:
-        DataError: a problem has more or fewer samples than another.
-    """
-    rewards: dict[str, list[int]] = {}
-    for record in graded:
-        rewards.setdefault(record["problem_id"], []).append(record["reward"])
-    lengths = {len(values) for values in rewards.values()}
-    if len(lengths) != 1:
-        raise DataError("problems differ in their number of samples", expected="one number", got=sorted(lengths))
-    return np.array(list(rewards.values()), dtype=np.float64)
+        with progress("grading", len(keys)) as advance:
+            for key, scored in zip(keys, score(solutions(), pool), strict=True):
+                sample, asked = logs.read(key), by_id[key[0]]
+                record = {
+                    **sample,
+                    "problem": asked.problem,
+                    "answer": asked.answer,
+                    "reward": scored.lenient,
+                    "strict": scored.strict,
+                    "has_box": scored.has_box,
+                    "status": scored.status,
+                    "extracted": scored.extracted,
+                    "reason": scored.reason,
+                }
+                samples.write(json.dumps(sample, ensure_ascii=False) + "\n")
+                graded.write(json.dumps(record, ensure_ascii=False) + "\n")
+                tally.add(record)
+                votes[key[0]][0].append(Vote(scored.extracted, scored.lenient == 1))
+                votes[key[0]][1].append(Vote(scored.extracted if scored.has_box else None, scored.strict == 1))
+                advance(1)
+        figures = summary_of(tally, config.seed)
+        letters = [bool(question.choices) for question in task.questions]
+        for target, which in ((figures, 0), (figures["strict"], 1)):
+            right = majority_right([votes[name][which] for name in by_id], pool, letters)
+            target["majority"] = sum(right) / len(right)
+    return figures
 
 
 def read_graded(folder: Path) -> list[dict[str, Any]]:
@@ -238,7 +315,3 @@ def read_graded(folder: Path) -> list[dict[str, Any]]:
     read_manifest(folder, "evaluation", remedy="run `offgrpo eval` with this output folder")
     with (folder / GRADED).open(encoding="utf-8") as file:
         return [json.loads(line) for line in file]
-
-
-def _write_jsonl(path: Path, records: list[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")

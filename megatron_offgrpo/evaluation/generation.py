@@ -11,8 +11,10 @@ from transformers import GenerationConfig
 
 from megatron_offgrpo.errors import ConfigError
 
-BackendName = Literal["vllm", "hf"]
+BackendName = Literal["vllm", "hf", "server"]
 Precision = Literal["auto", "fp32", "bf16"]
+HF_BATCH = 64
+"""Requests that the hf back end computes together."""
 MAX_TEMPERATURE = 2.0
 """vLLM's limit, kept for every back end."""
 
@@ -28,6 +30,8 @@ class SamplingSettings:
     """Response tokens, end token included; a response that reaches it without an end token is truncated."""
     stop_token_ids: tuple[int, ...] = ()
     """A response ends after any of these."""
+    logprobs: bool = False
+    """Keep the log-prob of every sampled token."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature <= MAX_TEMPERATURE:
@@ -53,14 +57,26 @@ class Completion:
     """One sample."""
 
     token_ids: tuple[int, ...]
-    """Without the prompt, with the end token where there is one."""
+    """Without the prompt, with the end token where there is one; empty where a server gives no ids."""
     finish_reason: Literal["stop", "length"]
+    logprobs: tuple[float, ...] | None = None
+    """log p(token | tokens before), natural log, before temperature and top-p; one per token id."""
+    text: str | None = None
+    """Set only where a server gives no token ids."""
+    reported_tokens: int | None = None
+    """What a server without token ids says of the length."""
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids) if self.reported_tokens is None else self.reported_tokens
 
 
 class Backend(Protocol):
     """A loaded model that samples and scores; a context manager that frees the model."""
 
     name: BackendName
+    batch_size: int | None
+    """Requests computed together in one tensor, in the order given; None where each is scheduled on its own."""
 
     def __enter__(self) -> "Backend": ...
 
@@ -81,7 +97,7 @@ def seed_of(seed: int, problem_id: str, sample: int) -> int:
     return int.from_bytes(digest[:4], "little") >> 1
 
 
-def choose_backend(wanted: Literal["auto", "vllm", "hf"]) -> BackendName:
+def choose_backend(wanted: Literal["auto", "vllm", "hf", "server"]) -> BackendName:
     """`auto` is vLLM where it is installed, else Hugging Face's generate.
 
     Raises:
@@ -92,26 +108,60 @@ def choose_backend(wanted: Literal["auto", "vllm", "hf"]) -> BackendName:
         return "vllm" if installed else "hf"
     if wanted == "vllm" and not installed:
         raise ConfigError("vLLM is not installed", where="backend", remedy="pass --backend hf, or run `make install`")
-    if wanted not in ("vllm", "hf"):
-        raise ConfigError("unknown back end", where="backend", expected="auto, vllm or hf", got=wanted)
+    if wanted not in ("vllm", "hf", "server"):
+        raise ConfigError("unknown back end", where="backend", expected="auto, vllm, hf or server", got=wanted)
     return wanted
 
 
-def open_backend(name: BackendName, model: Path, precision: Precision, tensor_parallel: int) -> Backend:
-    """Loads the model; `precision` auto is fp32 without a GPU and bf16 on one.
+@dataclass(frozen=True)
+class BackendConfig:
+    """Where and how the model runs."""
+
+    model: Path
+    """Hugging Face folder; the `server` back end reads tokenizer and end tokens from it, the server has the weights."""
+    backend: Literal["auto", "vllm", "hf", "server"] = "auto"
+    precision: Precision = "auto"
+    """auto: fp32 without a GPU, bf16 on one. A server has its own."""
+    tensor_parallel: int = 1
+    server_url: str | None = None
+    """`http://HOST:PORT/v1` of an OpenAI-compatible server."""
+    server_model: str | None = None
+    """The model's name on the server; None takes the only one it serves."""
+    concurrency: int = 64
+    """Requests that a server is sent at a time."""
+    timeout_seconds: float = 3600.0
+    """Longest wait for one completion of a server."""
+
+
+def open_backend(config: BackendConfig) -> Backend:
+    """Loads the model, or connects to the server.
 
     Raises:
-        ConfigError: tensor parallelism with the `hf` back end.
+        ConfigError: a setting that the back end does not have, or a server that is missing or does not answer.
     """
+    name = choose_backend(config.backend)
+    if (name == "server") != (config.server_url is not None):
+        raise ConfigError(
+            "the server back end and a server's address go together",
+            where="server_url",
+            expected="--backend server --server-url http://HOST:PORT/v1",
+            got=f"--backend {config.backend}, server url {config.server_url}",
+        )
     if name == "vllm":
         from megatron_offgrpo.evaluation.vllm_backend import VllmBackend
 
-        return VllmBackend(model, precision, tensor_parallel)
-    if tensor_parallel != 1:
-        raise ConfigError("the hf back end runs on one device", where="tensor_parallel", got=tensor_parallel)
+        return VllmBackend(config.model, config.precision, config.tensor_parallel)
+    if config.tensor_parallel != 1:
+        raise ConfigError(
+            f"the {name} back end has no such setting", where="tensor_parallel", got=config.tensor_parallel
+        )
+    if name == "server":
+        from megatron_offgrpo.evaluation.server_backend import ServerBackend
+
+        return ServerBackend(config)
     from megatron_offgrpo.evaluation.hf_backend import HfBackend
 
-    return HfBackend(model, precision)
+    return HfBackend(config.model, config.precision)
 
 
 def stop_token_ids(model: Path, tokenizer: Any) -> tuple[int, ...]:
@@ -121,12 +171,3 @@ def stop_token_ids(model: Path, tokenizer: Any) -> tuple[int, ...]:
         named = GenerationConfig.from_pretrained(model).eos_token_id
         ids.update(named if isinstance(named, list) else [] if named is None else [named])
     return tuple(sorted(ids))
-
-
-def encode_prompt(tokenizer: Any, problem: str, system: str | None) -> tuple[int, ...]:
-    """Token ids of a problem under the tokenizer's chat template, up to where the response begins."""
-    messages = [{"role": "user", "content": problem}]
-    if system is not None:
-        messages.insert(0, {"role": "system", "content": system})
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    return tuple(tokenizer.encode(text, add_special_tokens=False))

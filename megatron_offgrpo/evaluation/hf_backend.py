@@ -1,6 +1,7 @@
 """Sampling and scoring with Hugging Face Transformers, where vLLM is not installed."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -9,14 +10,13 @@ from transformers.utils.logging import disable_progress_bar
 
 from megatron_offgrpo.errors import DataError
 from megatron_offgrpo.evaluation.generation import (
+    HF_BATCH,
     BackendName,
     Completion,
     Precision,
     Request,
     SamplingSettings,
 )
-
-BATCH = 64
 
 
 class SeededSampling(LogitsProcessor):
@@ -47,9 +47,10 @@ class SeededSampling(LogitsProcessor):
 
 
 class HfBackend:
-    """Transformers' generate in batches of prompts of about the same length."""
+    """Transformers' generate, batch by batch."""
 
     name: BackendName = "hf"
+    batch_size: int | None = HF_BATCH
 
     def __init__(self, model: Path, precision: Precision) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -70,14 +71,15 @@ class HfBackend:
 
     def generate(self, requests: Sequence[Request], settings: SamplingSettings) -> Iterator[tuple[int, Completion]]:
         """(index of the request, its completion), batch by batch."""
-        order = sorted(range(len(requests)), key=lambda index: len(requests[index].prompt_ids))
-        for start in range(0, len(order), BATCH):
-            indices = order[start : start + BATCH]
-            completions = self._generate_batch([requests[index] for index in indices], settings)
-            yield from zip(indices, completions, strict=True)
+        for start in range(0, len(requests), HF_BATCH):
+            batch = requests[start : start + HF_BATCH]
+            completions = self._generate_batch(batch, settings)
+            if settings.logprobs:
+                completions = self._with_logprobs(batch, completions)
+            yield from enumerate(completions, start)
 
     @torch.inference_mode()
-    def _generate_batch(self, requests: list[Request], settings: SamplingSettings) -> list[Completion]:
+    def _generate_batch(self, requests: Sequence[Request], settings: SamplingSettings) -> list[Completion]:
         longest = max(len(request.prompt_ids) for request in requests)
         pad = settings.stop_token_ids[0]
         ids_RT = torch.full((len(requests), longest), pad)
@@ -98,6 +100,14 @@ class HfBackend:
             logits_processor=processors,
         )
         return [_completion(row[longest:].tolist(), settings) for row in output_RT.cpu()]
+
+    def _with_logprobs(self, requests: Sequence[Request], completions: list[Completion]) -> list[Completion]:
+        # A second pass over each whole sequence: keeping the logits of every step would take [tokens, vocabulary].
+        whole = [(*one.prompt_ids, *done.token_ids) for one, done in zip(requests, completions, strict=True)]
+        return [
+            replace(done, logprobs=tuple(values[len(values) - len(done.token_ids) :]))
+            for done, values in zip(completions, self.logprobs(whole), strict=True)
+        ]
 
     @torch.inference_mode()
     def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:

@@ -16,6 +16,8 @@ from megatron_offgrpo.errors import DataError
 
 Interval = tuple[float, float]
 RESAMPLES = 10_000
+Z_TWO_SIDED, Z_POWER = float(stats.norm.ppf(0.975)), float(stats.norm.ppf(0.8))
+"""Of a 5 % two-sided test that finds the difference with 80 % power: 1.960 and 0.842."""
 CHUNK_ELEMENTS = 10_000_000
 CorrectArray = npt.NDArray[np.float64]
 
@@ -73,6 +75,29 @@ def interval_new_samples(correct_PK: CorrectArray, seed: int = 0) -> Interval | 
     return max(0.0, low), min(1.0, high)
 
 
+def sampling_variance(correct_PK: CorrectArray) -> float | None:
+    """Variance of one sample around its problem's rate, unbiased: (1/P) sum_p k/(k-1) r_p (1 - r_p); None for k = 1."""
+    num_samples = correct_PK.shape[1]
+    if num_samples < 2:
+        return None
+    rate_P = correct_PK.mean(axis=1)
+    return float((rate_P * (1 - rate_P)).mean() * num_samples / (num_samples - 1))
+
+
+def minimum_detectable_difference(correct_PK: CorrectArray) -> float | None:
+    """The smallest true difference in avg@k that two models on these P problems, k samples each, would show.
+
+    (z_0.975 + z_0.8) sqrt(2 s^2 / (P k)), s^2 the variance of a sample around its problem's rate, taken to be the same
+    for both models: a two-sided test at 5 % finds it with 80 % power. It counts the noise of sampling alone, for a
+    claim about these very problems; a claim about new problems needs a larger difference, see `Comparison`. None for
+    k = 1, which leaves s^2 unknown.
+    """
+    variance = sampling_variance(correct_PK)
+    if variance is None:
+        return None
+    return (Z_TWO_SIDED + Z_POWER) * float(np.sqrt(2 * variance / correct_PK.size))
+
+
 @dataclass(frozen=True)
 class Comparison:
     """Two models on the same problems; differences are second minus first."""
@@ -80,6 +105,11 @@ class Comparison:
     difference: float
     ci95: Interval | None
     """Over new problems: bootstrap of the problems' differences."""
+    ci95_new_samples: Interval | None
+    """Over new samples of these problems: difference +- z_0.975 sqrt((s_1^2/k_1 + s_2^2/k_2) / P)."""
+    detectable: float | None
+    """Smallest difference over new problems that P such problems show with 80 % power:
+    (z_0.975 + z_0.8) sd(d) / sqrt(P), sd(d) the standard deviation of the problems' differences, noise included."""
     p_value: float
     """Two-sided sign-flip permutation test of the problems' differences: under no difference, each is as likely -d."""
     num_problems: int
@@ -111,11 +141,29 @@ def compare(first_PK: CorrectArray, second_PK: CorrectArray, seed: int = 0) -> C
     return Comparison(
         difference=float(difference_P.mean()),
         ci95=_bootstrap(difference_P, seed),
+        ci95_new_samples=_difference_over_samples(first_PK, second_PK),
+        detectable=_detectable(difference_P),
         p_value=float(p_value),
         num_problems=len(difference_P),
         better=int((difference_P > 0).sum()),
         worse=int((difference_P < 0).sum()),
     )
+
+
+def _difference_over_samples(first_PK: CorrectArray, second_PK: CorrectArray) -> Interval | None:
+    variances = [sampling_variance(each) for each in (first_PK, second_PK)]
+    if None in variances:
+        return None
+    pairs = zip(variances, (first_PK, second_PK), strict=True)
+    half = Z_TWO_SIDED * float(np.sqrt(sum(variance / each.size for variance, each in pairs if variance is not None)))
+    difference = float(second_PK.mean() - first_PK.mean())
+    return difference - half, difference + half
+
+
+def _detectable(difference_P: npt.NDArray[np.float64]) -> float | None:
+    if len(difference_P) < 2:
+        return None
+    return (Z_TWO_SIDED + Z_POWER) * float(difference_P.std(ddof=1) / np.sqrt(len(difference_P)))
 
 
 def _bootstrap(value_P: npt.NDArray[np.float64], seed: int) -> Interval | None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from megatron_offgrpo.errors import ConfigError
+from megatron_offgrpo.errors import ConfigError, GenerationError
 from megatron_offgrpo.evaluation.generation import (
     BackendName,
     Completion,
@@ -53,6 +53,7 @@ class VllmBackend:
     """vLLM's engine: fp32 and eager on a CPU, bf16 on GPUs."""
 
     name: BackendName = "vllm"
+    batch_size: int | None = None
 
     def __init__(self, model: Path, precision: Precision, tensor_parallel: int) -> None:
         self._vllm = import_vllm()
@@ -81,23 +82,32 @@ class VllmBackend:
 
     def generate(self, requests: Sequence[Request], settings: SamplingSettings) -> Iterator[tuple[int, Completion]]:
         """(index of the request, its completion), as they finish."""
+        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
         engine = self._llm.llm_engine
-        for index, request in enumerate(requests):
-            parameters = self._vllm.SamplingParams(
-                temperature=settings.temperature,
-                top_p=settings.top_p,
-                max_tokens=settings.max_tokens,
-                stop_token_ids=list(settings.stop_token_ids),
-                seed=request.seed,
-                detokenize=False,
-            )
-            engine.add_request(str(index), {"prompt_token_ids": list(request.prompt_ids)}, parameters)
-        while engine.has_unfinished_requests():
-            for output in engine.step():
-                if output.finished:
-                    done = output.outputs[0]
-                    stopped = done.finish_reason == "stop"
-                    yield int(output.request_id), Completion(tuple(done.token_ids), "stop" if stopped else "length")
+        try:
+            for index, request in enumerate(requests):
+                parameters = self._parameters(request, settings)
+                engine.add_request(str(index), {"prompt_token_ids": list(request.prompt_ids)}, parameters)
+            while engine.has_unfinished_requests():
+                for output in engine.step():
+                    if output.finished:
+                        yield int(output.request_id), _completion(output.outputs[0], settings)
+        except (EngineDeadError, EngineGenerateError) as cause:
+            raise GenerationError(f"vLLM's engine failed ({cause})") from cause
+        except ValueError as cause:
+            raise GenerationError(f"vLLM refuses a request ({str(cause).strip().splitlines()[0]})") from cause
+
+    def _parameters(self, request: Request, settings: SamplingSettings) -> Any:
+        return self._vllm.SamplingParams(
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            max_tokens=settings.max_tokens,
+            stop_token_ids=list(settings.stop_token_ids),
+            seed=request.seed,
+            logprobs=0 if settings.logprobs else None,  # of the sampled token alone
+            detokenize=False,
+        )
 
     def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """log p(token | tokens before) of every token but the first; raw, before temperature and top-p."""
@@ -108,3 +118,11 @@ class VllmBackend:
             [entry[token].logprob for token, entry in zip(ids[1:], output.prompt_logprobs[1:], strict=True)]
             for ids, output in zip(sequences, outputs, strict=True)
         ]
+
+
+def _completion(done: Any, settings: SamplingSettings) -> Completion:
+    ids = tuple(done.token_ids)
+    logprobs = None
+    if settings.logprobs:
+        logprobs = tuple(entry[token].logprob for token, entry in zip(ids, done.logprobs, strict=True))
+    return Completion(ids, "stop" if done.finish_reason == "stop" else "length", logprobs)

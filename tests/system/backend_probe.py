@@ -12,13 +12,14 @@ from megatron_offgrpo.data.tokenisation import load_tokenizer
 from megatron_offgrpo.evaluation.benchmarks import load_benchmark
 from megatron_offgrpo.evaluation.evaluate import EvaluationConfig, evaluate
 from megatron_offgrpo.evaluation.generation import (
+    BackendConfig,
     Request,
     SamplingSettings,
-    encode_prompt,
     open_backend,
     seed_of,
     stop_token_ids,
 )
+from megatron_offgrpo.evaluation.prompts import encode_prompt
 
 MAX_TOKENS = 96
 
@@ -30,7 +31,7 @@ def main(name: str, model: Path, benchmark: Path, output: Path) -> None:
         Request(encode_prompt(tokenizer, question.problem, None), seed_of(0, question.problem_id, 0))
         for question in questions
     ]
-    with open_backend(name, model, "fp32", 1) as backend:
+    with open_backend(BackendConfig(model, name, "fp32")) as backend:
         greedy = dict(backend.generate(requests, SamplingSettings(0.0, 1.0, MAX_TOKENS, stop)))
         cut = dict(backend.generate(requests[:4], SamplingSettings(0.0, 1.0, 5, stop)))
         wild = SamplingSettings(2.0, 1.0, MAX_TOKENS, stop)
@@ -39,8 +40,12 @@ def main(name: str, model: Path, benchmark: Path, output: Path) -> None:
         greedy_ids = [list(greedy[index].token_ids) for index in range(len(requests))]
         whole = [[*request.prompt_ids, *ids] for request, ids in zip(requests, greedy_ids, strict=True)]
         logprobs = backend.logprobs(whole)
-    settings = {"samples": 2, "temperature": 0.8, "top_p": 1.0, "max_tokens": MAX_TOKENS, "precision": "fp32"}
-    metrics = evaluate(EvaluationConfig(model, benchmark, output, backend=name, grading_processes=1, **settings))
+    settings = {"samples": 2, "temperature": 0.8, "top_p": 1.0, "max_tokens": MAX_TOKENS}
+    metrics = evaluate(
+        EvaluationConfig(
+            model, benchmark, output, backend=BackendConfig(model, name, "fp32"), grading_processes=1, **settings
+        )
+    )
     result = {
         "greedy": greedy_ids,
         "reasons": [greedy[index].finish_reason for index in range(len(requests))],

@@ -7,7 +7,7 @@ import torch
 
 from megatron_offgrpo.errors import ConfigError
 from megatron_offgrpo.evaluation import generation
-from megatron_offgrpo.evaluation.generation import SamplingSettings, choose_backend, encode_prompt, seed_of
+from megatron_offgrpo.evaluation.generation import SamplingSettings, choose_backend, seed_of
 from megatron_offgrpo.evaluation.hf_backend import SeededSampling
 
 
@@ -70,22 +70,3 @@ def test_auto_takes_vllm_where_it_is_installed(monkeypatch):
         choose_backend("vllm")
     with pytest.raises(ConfigError, match="unknown back end"):
         choose_backend("sglang")
-
-
-class FakeTokenizer:
-    """A template that writes roles and contents; ids are code points."""
-
-    def apply_chat_template(self, messages, tokenize, add_generation_prompt):
-        return "".join(f"{m['role']}:{m['content']};" for m in messages) + "assistant:" * add_generation_prompt
-
-    def encode(self, text, add_special_tokens):
-        return ([0] if add_special_tokens else []) + [ord(character) for character in text]
-
-
-def decoded(ids):
-    return "".join(map(chr, ids))
-
-
-def test_prompt_is_the_chat_template_up_to_the_response():
-    assert decoded(encode_prompt(FakeTokenizer(), "1+1?", None)) == "user:1+1?;assistant:"
-    assert decoded(encode_prompt(FakeTokenizer(), "1+1?", "Be brief.")) == "system:Be brief.;user:1+1?;assistant:"

@@ -1,0 +1,106 @@
+r"""Scores of a solution: lenient (the final answer is right) and strict (and stands in a box after the thinking).
+
+The lenient score is the label of the data step. The strict one also asks for the form that training asks for:
+`\boxed{...}` after `</think>`. A text that opens `<think>` and does not close it has no final part.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from string import ascii_uppercase
+from typing import Literal
+
+from megatron_offgrpo.data.answers import THINK_END, final_part, last_box
+from megatron_offgrpo.data.grading import Grade, GradingPool
+
+THINK_START = "<think>"
+CHUNK = 256
+Reason = Literal[
+    "equal", "different", "no_box", "unclosed_think", "no_answer", "empty_gold", "unreadable_gold", "timeout",
+    "out_of_memory", "crash",
+]  # fmt: skip
+# A letter alone, in brackets, in \text{}, or before its option's text: "B", "(B)", "\text{B}", "B. 12 cm", "B) 12 cm".
+_LETTER_IN_BOX = re.compile(r"^\s*(?:\\(?:text|textbf|mathrm|mathbf)\s*\{)?\s*\(?\s*([A-Z])\s*(?:[).:}]|$)")
+# "the answer is A good one" and "the answer is I think ..." name no option.
+_LETTER_IN_TEXT = re.compile(
+    r"(?i:answer|option|choice)\s*(?i:is|:)?\s*:?\s*[*_]*\s*\(?((?:[AI](?!\s+[a-z])|[B-HJ-Z])\b)(?!['’])"
+)
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What is graded."""
+
+    gold: str
+    """Reference answer; a letter where there are choices."""
+    text: str
+    choices: int = 0
+    """Number of options of a multiple-choice question; 0 for an open one."""
+    thinking: bool = False
+    """The prompt ended inside `<think>`."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Both scores of a solution."""
+
+    lenient: int
+    strict: int
+    """1 where `lenient` is 1 and the answer stands in a box after the thinking."""
+    extracted: str | None
+    """The final answer as it was read; None where there is none."""
+    reason: Reason
+    status: str
+    """`ok`, or why no comparison was made: see `Grade.status`."""
+    has_box: bool
+    """Whether the part after the thinking has a box that is not blank."""
+
+
+def score(solutions: Iterable[Solution], pool: GradingPool) -> Iterator[Scored]:
+    """Scores in the order of the solutions, a chunk at a time."""
+    source = iter(solutions)
+    while chunk := list(islice(source, CHUNK)):
+        open_ones = iter(pool.grade([(one.gold, one.text) for one in chunk if not one.choices]))
+        for one in chunk:
+            yield _scored(one, letter_grade(one) if one.choices else next(open_ones))
+
+
+def _scored(one: Solution, grade: Grade) -> Scored:
+    unclosed = (one.thinking or THINK_START in one.text) and THINK_END not in one.text
+    has_box = not unclosed and last_box(final_part(one.text)) is not None
+    reason: str
+    if grade.status != "ok":
+        reason = grade.status
+    elif not grade.reward:
+        reason = "different"
+    else:
+        reason = "equal" if has_box else "unclosed_think" if unclosed else "no_box"
+    strict = int(grade.reward == 1 and has_box)
+    return Scored(grade.reward, strict, grade.extracted, reason, grade.status, has_box)  # type: ignore[arg-type]
+
+
+def letter_grade(one: Solution) -> Grade:
+    """Reward 1 where the chosen letter is the right one.
+
+    The letter is that of the last box after the thinking; without a box, that of the last "answer is (X)", "Option X",
+    "choice: X" there. A letter beyond the options is no answer.
+    """
+    letters = ascii_uppercase[: one.choices]
+    part = final_part(one.text)
+    box = last_box(part)
+    found: Sequence[str] = (
+        [match.group(1) for match in [_LETTER_IN_BOX.match(box)] if match]
+        if box is not None
+        else _LETTER_IN_TEXT.findall(part)
+    )
+    chosen = [letter for letter in found if letter in letters]
+    if not chosen:
+        return Grade(0, "no_answer", None)
+    return Grade(int(chosen[-1] == one.gold), "ok", chosen[-1])
+
+
+def unreadable_golds(golds: Iterable[str], pool: GradingPool) -> list[int]:
+    """Positions of the reference answers that math-verify cannot read: no solution could ever be right."""
+    grades = pool.grade((gold, "") for gold in golds)
+    return [index for index, grade in enumerate(grades) if grade.status != "no_answer"]

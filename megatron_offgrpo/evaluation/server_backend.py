@@ -1,0 +1,154 @@
+"""Sampling and scoring with an OpenAI-compatible server, such as `vllm serve`, through its `/v1/completions`."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from itertools import islice
+from typing import Any, TypeVar
+
+from megatron_offgrpo.errors import ConfigError, GenerationError
+from megatron_offgrpo.evaluation.generation import BackendConfig, BackendName, Completion, Request, SamplingSettings
+
+RETRIES = 5
+"""Of a request that meets a refused connection, a time-out, 408, 409, 429 or a 5xx status; waits grow up to 8 s."""
+Result = TypeVar("Result")
+
+
+class ServerBackend:
+    """A server that holds the model; a few requests are under way at a time, each with its own seed."""
+
+    name: BackendName = "server"
+    batch_size: int | None = None
+
+    def __init__(self, config: BackendConfig) -> None:
+        import openai
+
+        assert config.server_url is not None
+        self._openai = openai
+        self._url = config.server_url
+        self._concurrency = config.concurrency
+        self._client = openai.OpenAI(
+            base_url=config.server_url,
+            api_key=os.environ.get("OPENAI_API_KEY", "none"),  # a server without keys takes any
+            max_retries=RETRIES,
+            timeout=openai.Timeout(config.timeout_seconds, connect=10.0),
+        )
+        self.model = config.server_model or self._only_model()
+
+    def _only_model(self) -> str:
+        served = [one.id for one in self._ask(lambda: self._client.models.list().data)]
+        if len(served) != 1:
+            raise ConfigError(
+                "cannot choose the server's model",
+                where=self._url,
+                expected="one model",
+                got=", ".join(served) or "none",
+                remedy="name it with --server-model",
+            )
+        return served[0]
+
+    def __enter__(self) -> "ServerBackend":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()
+
+    def generate(self, requests: Sequence[Request], settings: SamplingSettings) -> Iterator[tuple[int, Completion]]:
+        """(index of the request, its completion), as they finish."""
+        yield from self._in_parallel(lambda request: self._complete(request, settings), requests)
+
+    def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """log p(token | tokens before) of every token but the first; raw, before temperature and top-p."""
+        return [values for _, values in sorted(self._in_parallel(self._score, sequences))]
+
+    def _in_parallel(self, work: Callable[[Any], Result], tasks: Sequence[Any]) -> Iterator[tuple[int, Result]]:
+        """Results as they come. After a failure no new task is begun; what was under way is handed out first."""
+        waiting = iter(enumerate(tasks))
+        failure: BaseException | None = None
+        with ThreadPoolExecutor(self._concurrency) as pool:
+            running: dict[Future[Result], int] = {
+                pool.submit(work, task): index for index, task in islice(waiting, self._concurrency)
+            }
+            while running:
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    index = running.pop(future)
+                    error = future.exception()
+                    if error is None:
+                        yield index, future.result()
+                    failure = failure or error
+                    if failure is None:
+                        running |= {pool.submit(work, task): index for index, task in islice(waiting, 1)}
+        if failure is not None:
+            raise failure
+
+    def _complete(self, request: Request, settings: SamplingSettings) -> Completion:
+        answer = self._ask(
+            lambda: self._client.completions.create(
+                model=self.model,
+                prompt=list(request.prompt_ids),
+                max_tokens=settings.max_tokens,
+                temperature=settings.temperature,
+                top_p=settings.top_p,
+                seed=request.seed,
+                logprobs=0 if settings.logprobs else None,
+                extra_body={"stop_token_ids": list(settings.stop_token_ids), "return_token_ids": True},
+            )
+        )
+        if not answer.choices:
+            raise self._odd("a completion without a choice")
+        choice: Any = answer.choices[0]
+        stopped = choice.finish_reason == "stop"
+        ids = getattr(choice, "token_ids", None)
+        if ids is None:
+            if settings.logprobs:
+                raise self._odd("no token ids, which log-probs need")
+            reported = answer.usage.completion_tokens if answer.usage else 0
+            # A lone surrogate in the server's JSON would not fit into a UTF-8 file.
+            text = (choice.text or "").encode("utf-8", "replace").decode()
+            return Completion((), "stop" if stopped else "length", None, text, reported)
+        logprobs = None
+        if settings.logprobs:
+            logprobs = tuple(choice.logprobs.token_logprobs) if choice.logprobs else ()
+            if len(logprobs) != len(ids) or None in logprobs:
+                raise self._odd(f"{len(logprobs)} log-probs for {len(ids)} tokens")
+        return Completion(tuple(ids), "stop" if stopped else "length", logprobs)
+
+    def _score(self, ids: Sequence[int]) -> list[float]:
+        answer = self._ask(
+            lambda: self._client.completions.create(
+                model=self.model, prompt=list(ids), max_tokens=1, extra_body={"prompt_logprobs": 0}
+            )
+        )
+        entries = getattr(answer.choices[0], "prompt_logprobs", None) if answer.choices else None
+        if entries is None or len(entries) != len(ids):
+            raise self._odd("no log-probs of the prompt")
+        return [float(entry[str(token)]["logprob"]) for token, entry in zip(ids[1:], entries[1:], strict=True)]
+
+    def _ask(self, call: Callable[[], Any]) -> Any:
+        try:
+            return call()
+        except self._openai.APIStatusError as cause:
+            raise GenerationError(
+                f"the server refuses a request ({_short(cause.message)})",
+                where=self._url,
+                got=f"status {cause.status_code}",
+                remedy="see the server's log",
+            ) from None
+        except self._openai.APIConnectionError as cause:  # time-outs are of this kind
+            reason = _short(str(cause.__cause__ or cause))
+            raise GenerationError(
+                f"the server does not answer, {RETRIES + 1} tries ({reason})",
+                where=self._url,
+                remedy="start the server again (for example `vllm serve MODEL`)",
+            ) from None
+        except (self._openai.APIError, ValueError) as cause:
+            raise self._odd(f"an answer that is no completion ({_short(str(cause))})") from None
+
+    def _odd(self, what: str) -> GenerationError:
+        return GenerationError(
+            f"the server sent {what}", where=self._url, expected="an OpenAI-compatible server such as `vllm serve`"
+        )
+
+
+def _short(text: str) -> str:
+    return " ".join(text.split())[:200]

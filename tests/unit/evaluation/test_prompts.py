@@ -1,0 +1,78 @@
+"""Prompt templates: the texts as published, and the model's own chat template."""
+
+import pytest
+
+from megatron_offgrpo.errors import DataError
+from megatron_offgrpo.evaluation.prompts import encode_prompt, load_prompt_tokenizer, opens_thinking, prompt_text
+from tools.base_student import make_tokenizer
+
+
+class FakeTokenizer:
+    """A template that writes roles and contents; ids are code points."""
+
+    def apply_chat_template(self, messages, tokenize, add_generation_prompt):
+        return "".join(f"{m['role']}:{m['content']};" for m in messages) + "assistant:" * add_generation_prompt
+
+    def encode(self, text, add_special_tokens):
+        return ([0] if add_special_tokens else []) + [ord(character) for character in text]
+
+
+def decoded(ids):
+    return "".join(map(chr, ids))
+
+
+def test_prompt_is_the_chat_template_up_to_the_response():
+    assert decoded(encode_prompt(FakeTokenizer(), "1+1?", None)) == "user:1+1?;assistant:"
+    assert decoded(encode_prompt(FakeTokenizer(), "1+1?", "Be brief.")) == "system:Be brief.;user:1+1?;assistant:"
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        (
+            "qwen-math",
+            "<|im_start|>system\nPlease reason step by step, and put your final answer within \\boxed{}.<|im_end|>\n"
+            "<|im_start|>user\n{1+1}?<|im_end|>\n<|im_start|>assistant\n",
+        ),
+        (
+            "simplerl",
+            "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n{1+1}?\nPlease reason "
+            "step by step, and put your final answer within\\boxed{{}}.<|im_end|>\n<|im_start|>assistant\n",
+        ),
+        ("none", "{1+1}?"),
+    ],
+)
+def test_published_texts(template, expected):
+    assert prompt_text(None, "{1+1}?", None, template) == expected
+
+
+def test_prime_asks_for_a_box_and_ends_with_the_assistant():
+    text = prompt_text(None, "{1+1}?", None, "prime")
+    assert text.startswith("A conversation between User and Assistant. The user asks a question,")
+    assert text.endswith("User: {1+1}?\n\nPresent the answer in LaTex format: \\boxed{Your answer}. Assistant:")
+
+
+def test_plain_texts_get_the_tokenizers_own_start_token_and_templates_do_not():
+    assert encode_prompt(FakeTokenizer(), "ab", None, "none") == (0, ord("a"), ord("b"))
+    assert encode_prompt(FakeTokenizer(), "ab", None, "qwen-math")[0] == ord("<")
+
+
+def test_a_fixed_template_takes_no_system_message():
+    with pytest.raises(DataError, match="its own system text"):
+        prompt_text(None, "p", "Be brief.", "qwen-math")
+
+
+def test_only_the_chat_template_needs_one_in_the_tokenizer(tmp_path):
+    tokenizer = make_tokenizer(0)
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(DataError, match="no chat template"):
+        load_prompt_tokenizer(tmp_path, "chat")
+    assert load_prompt_tokenizer(tmp_path, "none").eos_token_id == tokenizer.eos_token_id
+    with pytest.raises(DataError, match="cannot load the tokenizer"):
+        load_prompt_tokenizer(tmp_path / "absent", "none")
+
+
+def test_thinking_that_the_prompt_opens():
+    assert opens_thinking("<|im_start|>assistant\n<think>\n")
+    assert not opens_thinking("<think>\n\n</think>\n\n")
