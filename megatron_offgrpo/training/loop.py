@@ -16,6 +16,7 @@ from megatron_offgrpo.config import RunConfig, to_dict
 from megatron_offgrpo.data.store import TrajectoryStore
 from megatron_offgrpo.model.hf_config import Architecture, read_architecture
 from megatron_offgrpo.objective.compose import results
+from megatron_offgrpo.outcome import report_step
 from megatron_offgrpo.parallel.runtime import Placement
 from megatron_offgrpo.planning.assignment import assign
 from megatron_offgrpo.planning.plan import Plan, load_plan, require_settings
@@ -106,6 +107,8 @@ def train(run: RunConfig, place: Placement, *, force: bool = False) -> bool:
     log = MetricsLog(output, first_step) if place.is_writer else None
     num_steps = inputs.plan.num_steps
     saved = first_step
+    if place.is_writer:
+        report_step(saved, num_steps)
     with progress("train", num_steps, enabled=place.is_writer) as advance:
         advance(first_step)
         for step in range(first_step, num_steps):
@@ -122,6 +125,8 @@ def train(run: RunConfig, place: Placement, *, force: bool = False) -> bool:
                     student, output / CHECKPOINTS, step + 1, _checkpoint_manifest(inputs, step + 1), run.checkpoint.keep
                 )
                 saved = step + 1
+                if place.is_writer:
+                    report_step(saved, num_steps)
             if stopping and saved < num_steps:
                 break
     if log is not None:
