@@ -12,6 +12,7 @@ from dataclasses import fields, is_dataclass, replace
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from megatron_offgrpo.config import RunConfig, resolve_callable
+from megatron_offgrpo.data_config import PrepareConfig
 from megatron_offgrpo.errors import ConfigError
 
 
@@ -32,16 +33,46 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> RunConfig:
 
 def list_recipes() -> dict[str, Callable[[], RunConfig]]:
     """Name -> function, for every function in recipes/ that returns a RunConfig."""
+    return _functions_returning(RunConfig)
+
+
+def _functions_returning(kind: type) -> dict[str, Callable[[], Any]]:
     import recipes
 
-    found: dict[str, Callable[[], RunConfig]] = {}
+    found: dict[str, Callable[[], Any]] = {}
     for module_info in pkgutil.iter_modules(recipes.__path__):
         module = importlib.import_module(f"recipes.{module_info.name}")
         for name, function in inspect.getmembers(module, inspect.isfunction):
             is_own = function.__module__ == module.__name__ and not name.startswith("_")
-            if is_own and get_type_hints(function).get("return") is RunConfig:
+            if is_own and get_type_hints(function).get("return") is kind:
                 found[name] = function
     return found
+
+
+def load_data_recipe(name: str) -> PrepareConfig:
+    """The settings of a recipe for data in recipes/ (`openthoughts3_math`) or of `module:function`.
+
+    Raises:
+        ConfigError: unknown recipe.
+    """
+    if ":" in name:
+        recipe = resolve_callable(name, where="--recipe")
+    else:
+        known = list_data_recipes()
+        if name not in known:
+            expected = f"one of {', '.join(sorted(known))}, or module:function"
+            raise ConfigError("unknown recipe for data", where="--recipe", expected=expected, got=name)
+        recipe = known[name]
+    config = recipe()
+    if not isinstance(config, PrepareConfig):
+        expected = "a function that returns PrepareConfig"
+        raise ConfigError("not a recipe for data", where=name, expected=expected, got=type(config).__name__)
+    return config
+
+
+def list_data_recipes() -> dict[str, Callable[[], PrepareConfig]]:
+    """Name -> function, for every function in recipes/ that returns a PrepareConfig."""
+    return _functions_returning(PrepareConfig)
 
 
 def _find(name: str) -> Callable[[], RunConfig]:

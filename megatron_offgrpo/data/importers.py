@@ -1,24 +1,20 @@
-"""Raw solutions in: one group a record, in one of the known forms, checked field by field."""
+"""Raw records to trajectory groups: one small function for each form, checked field by field."""
 
-import math
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from megatron_offgrpo.data.readers import read_records
-from megatron_offgrpo.data.rejects import RecordError, RejectFile
-from megatron_offgrpo.errors import DataError
+from megatron_offgrpo.artifacts import fingerprint_of
+from megatron_offgrpo.data import fields
+from megatron_offgrpo.data.rejects import RecordError
+from megatron_offgrpo.errors import ConfigError
 from megatron_offgrpo.types import GroupRecord, TrajectoryRecord
-
-LOGPROB_TOLERANCE = 1e-3
-"""Log-probs above 0 by no more than this are the generator's rounding."""
 
 
 @dataclass(frozen=True)
-class Form:
-    """The names that a kind of record gives to its fields."""
+class Names:
+    """The names that a kind of record with a list of trajectories gives to its fields."""
 
     group_id: str = "group_id"
     problem: str = "problem"
@@ -41,63 +37,189 @@ class Form:
         return self.text, self.reward, self.logprobs, self.source, self.on_policy, self.sample_id
 
 
-FORMS = (Form(), Form(answer="gold", trajectories="solutions", reward="label", source="generator"))
-"""A record's form is the first one whose list of trajectories it has."""
+OURS = Names()
+SOLUTIONS = Names(answer="gold", trajectories="solutions", reward="label", source="generator")
 
 
-def read_groups(
-    paths: list[Path],
-    rejects: RejectFile,
-    ignored_fields: Counter[str],
-    *,
-    answer_required: bool = True,
-    advance: Callable[[float], None] = lambda share: None,
-) -> Iterator[GroupRecord]:
-    """Streams the valid groups of the files, in order; of groups with one id the first is kept.
+def named_group(record: dict[str, Any], names: Names, ignored: Counter[str], answer_required: bool) -> GroupRecord:
+    """A record with a list of trajectories: our own groups, and `gold`/`solutions`/`label`."""
+    found = record.get(names.trajectories)
+    if names.trajectories not in record:
+        got = f"fields {', '.join(record)}"
+        raise RecordError("missing field", names.trajectories, expected="a list of trajectories", got=got)
+    raw = fields.non_empty_list(found, names.trajectories, "trajectories")
+    group = GroupRecord(
+        group_id=fields.identifier(record, names.group_id),
+        problem=fields.required_text(record, names.problem, "", may_be_blank=False),
+        answer=fields.answer(record, names.answer, "", required=answer_required),
+        system=fields.text(record, names.system, ""),
+        trajectories=tuple(_trajectory(one, f"{names.trajectories}[{index}]", names) for index, one in enumerate(raw)),
+    )
+    ignored.update(name for name in record if name not in names.group_fields)
+    for one in raw:
+        ignored.update(f"{names.trajectories}[].{name}" for name in one if name not in names.trajectory_fields)
+    return group
+
+
+def _trajectory(raw: Any, where: str, names: Names) -> TrajectoryRecord:
+    fields.mapping(raw, where)
+    on_policy = raw.get(names.on_policy)
+    if not (on_policy is None or isinstance(on_policy, bool)):
+        raise RecordError("wrong type", f"{where}.{names.on_policy}", expected="true or false", got=on_policy)
+    return TrajectoryRecord(
+        text=fields.required_text(raw, names.text, f"{where}.", may_be_blank=True),
+        reward=fields.reward(raw.get(names.reward), f"{where}.{names.reward}"),
+        logprobs=fields.logprobs(raw.get(names.logprobs), f"{where}.{names.logprobs}"),
+        source=fields.text(raw, names.source, f"{where}."),
+        on_policy=bool(on_policy),
+        sample_id=fields.text(raw, names.sample_id, f"{where}."),
+    )
+
+
+VERL_FIELDS = ("prompt", "target", "target_lst", "target_rewards", "reward_model", "extra_info", "data_source")
+
+
+def verl_group(record: dict[str, Any], ignored: Counter[str], answer_required: bool) -> GroupRecord:
+    """verl's row with off-policy targets, as LUFFY and KRAFTON's offline GRPO train on.
+
+    `prompt` is a list of messages; `target_lst` (or a single `target`) holds the solutions, each a text, a message or a
+    list of messages; `target_rewards` their rewards; `reward_model.ground_truth` the reference answer.
+    """
+    system, problem = _question(record.get("prompt"), "prompt", "role", "content")
+    single = record.get("target_lst") is None
+    name = "target" if single else "target_lst"
+    value = record.get(name)
+    raw = [value] if single and value is not None else fields.non_empty_list(value, name, "trajectories")
+    rewards = record.get("target_rewards")
+    if rewards is not None and (not isinstance(rewards, list) or len(rewards) != len(raw)):
+        expected = f"a list of {len(raw)}, one for each of {name}"
+        raise RecordError("wrong number of rewards", "target_rewards", expected=expected, got=rewards)
+    texts = [_target(one, name if single else f"{name}[{index}]") for index, one in enumerate(raw)]
+    judged = rewards or [None] * len(raw)
+    info = record.get("extra_info") if isinstance(record.get("extra_info"), dict) else {}
+    model = record.get("reward_model") if isinstance(record.get("reward_model"), dict) else {}
+    assert info is not None
+    assert model is not None
+    ignored.update(name for name in record if name not in VERL_FIELDS)
+    return GroupRecord(
+        group_id=_verl_id(record, info, system, problem),
+        problem=problem,
+        answer=fields.answer(model, "ground_truth", "reward_model.", required=answer_required),
+        system=system,
+        trajectories=tuple(
+            TrajectoryRecord(text, fields.reward(one, f"target_rewards[{index}]"))
+            for index, (text, one) in enumerate(zip(texts, judged, strict=True))
+        ),
+    )
+
+
+def _verl_id(record: dict[str, Any], info: dict[str, Any], system: str | None, problem: str) -> str:
+    """`extra_info.group_id` (our export), else source, split and index, else the hash of the prompt."""
+    if info.get("group_id") is not None:
+        return fields.identifier(info, "group_id")
+    if info.get("index") is not None:
+        parts = (record.get("data_source"), info.get("split"), fields.identifier(info, "index"))
+        return "-".join(fields.checked_text(part, "data_source") for part in parts if part is not None)
+    return fingerprint_of(system, problem)
+
+
+def _target(value: Any, where: str) -> str:
+    if isinstance(value, list) and len(value) == 1:
+        value, where = value[0], f"{where}[0]"
+    if isinstance(value, dict):
+        return fields.required_text(value, "content", f"{where}.", may_be_blank=True)
+    if isinstance(value, list):
+        raise RecordError("not one answer", where, expected="a text or one message", got=f"{len(value)} messages")
+    return fields.checked_text(value, where)
+
+
+def _question(value: Any, where: str, role: str, content: str) -> tuple[str | None, str]:
+    """(system text or None, the one question) of a list of messages without an answer."""
+    messages = fields.non_empty_list(value, where, "messages")
+    texts: dict[str, list[str]] = {"system": [], "user": []}
+    for index, message in enumerate(messages):
+        place = f"{where}[{index}]"
+        who = fields.mapping(message, place).get(role)
+        name = {"human": "user"}.get(str(who), str(who))
+        if name not in texts:
+            raise RecordError("unknown role", f"{place}.{role}", expected="system or user", got=who)
+        texts[name].append(fields.required_text(message, content, f"{place}.", may_be_blank=name == "system"))
+    if len(texts["user"]) != 1 or len(texts["system"]) > 1:
+        got = f"{len(texts['system'])} system and {len(texts['user'])} user messages"
+        raise RecordError("not one question", where, expected="one question, at most one system text", got=got)
+    return (texts["system"][0] if texts["system"] else None), texts["user"][0]
+
+
+OPENR1_FIELDS = ("problem", "answer", "uuid", "generations", "correctness_math_verify")
+
+
+def openr1_group(record: dict[str, Any], ignored: Counter[str], answer_required: bool) -> GroupRecord:
+    """OpenR1-Math's row: `generations` of one `problem`, with math-verify's verdicts where it has them."""
+    raw = fields.non_empty_list(record.get("generations"), "generations", "trajectories")
+    verdicts = record.get("correctness_math_verify") or [None] * len(raw)
+    if not isinstance(verdicts, list) or len(verdicts) != len(raw):
+        expected = f"a list of {len(raw)}, one for each of generations"
+        raise RecordError("wrong number of rewards", "correctness_math_verify", expected=expected, got=verdicts)
+    ignored.update(name for name in record if name not in OPENR1_FIELDS)
+    problem = fields.required_text(record, "problem", "", may_be_blank=False)
+    return GroupRecord(
+        group_id=fields.identifier(record, "uuid") if record.get("uuid") is not None else fingerprint_of(problem),
+        problem=problem,
+        answer=fields.answer(record, "answer", "", required=answer_required),
+        trajectories=tuple(
+            TrajectoryRecord(
+                fields.checked_text(text, f"generations[{index}]"),
+                fields.reward(verdict, f"correctness_math_verify[{index}]"),
+            )
+            for index, (text, verdict) in enumerate(zip(raw, verdicts, strict=True))
+        ),
+    )
+
+
+def sharegpt_row(record: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """(key of the problem, row of our own form with one trajectory) of a conversation of one question and one answer.
+
+    The key is `metadata.hash_problem` where there is one, else the hash of system text and question.
+    """
+    turns = fields.non_empty_list(record.get("conversations"), "conversations", "messages")
+    last = fields.mapping(turns[-1], f"conversations[{len(turns) - 1}]")
+    if last.get("from") not in ("gpt", "assistant"):
+        where = f"conversations[{len(turns) - 1}].from"
+        raise RecordError("no answer", where, expected="gpt or assistant", got=last.get("from"))
+    system, problem = _question(turns[:-1], "conversations", "from", "value")
+    text = fields.required_text(last, "value", f"conversations[{len(turns) - 1}].", may_be_blank=True)
+    metadata = record.get("metadata") if isinstance(record.get("metadata"), dict) else {}
+    assert metadata is not None
+    named = metadata.get("hash_problem") is not None
+    key = fields.identifier(metadata, "hash_problem") if named else fingerprint_of(system, problem)
+    answers = (one.get(name) for one in (record, metadata) for name in ("answer", "ground_truth", "expected_answer"))
+    answer = next((one for one in answers if one is not None), None)
+    return key, {
+        "group_id": key,
+        "problem": problem,
+        "answer": fields.answer({"answer": answer}, "answer", "", required=False),
+        "system": system,
+        "trajectories": [{"text": text, "source": fields.text(metadata, "model", "metadata.")}],
+    }
+
+
+Importer = Callable[[dict[str, Any], Counter[str], bool], GroupRecord]
+FORMS: dict[str, tuple[tuple[str, ...], Importer]] = {
+    "groups": (("trajectories",), lambda record, *rest: named_group(record, OURS, *rest)),
+    "solutions": (("solutions",), lambda record, *rest: named_group(record, SOLUTIONS, *rest)),
+    "verl": (("target_lst", "target"), verl_group),
+    "openr1": (("generations",), openr1_group),
+}
+"""Name -> (fields of which one tells the form, importer). ShareGPT rows are grouped first; see `grouping`."""
+
+
+def parse_record(
+    record: Any, ignored: Counter[str], *, form: str = "auto", answer_required: bool = True
+) -> GroupRecord:
+    """The group that a record describes.
 
     Args:
-        rejects: takes every record that is left out.
-        ignored_fields: counts the fields that no form knows, by name.
-        answer_required: whether a group without a reference answer is rejected.
-        advance: called with the number of files (a fraction) read since the last call.
-
-    Raises:
-        DataError: a file is missing, unreadable, of unknown extension, or holds no valid record.
-    """
-    seen: dict[str, str] = {}
-    for path in paths:
-        num_valid, share_before, rejected_before = 0, 0.0, rejects.counts.total()
-        for where, record, share in read_records(path):
-            if share > share_before:
-                advance(share - share_before)
-                share_before = share
-            try:
-                group = replace(parse_record(record, ignored_fields, answer_required), origin=where)
-                if group.group_id in seen:
-                    raise RecordError(
-                        "duplicated group id",
-                        "group_id",
-                        expected=f"not that of {seen[group.group_id]}",
-                        got=group.group_id,
-                    )
-            except RecordError as error:
-                rejects.add(where, record.get("group_id") if isinstance(record, dict) else None, error)
-                continue
-            seen[group.group_id] = where
-            num_valid += 1
-            yield group
-        if num_valid == 0:
-            num_rejected = rejects.counts.total() - rejected_before
-            raise DataError(
-                "no valid record in this file",
-                where=str(path),
-                expected="records with group_id, problem, answer and trajectories: [{text, ...}]",
-                got=f"{num_rejected} rejected, the last one {rejects.last}" if num_rejected else "no record",
-            )
-
-
-def parse_record(record: Any, ignored_fields: Counter[str], answer_required: bool = True) -> GroupRecord:
-    """The group that a record describes.
+        ignored: counts the fields that the form does not know.
 
     Raises:
         RecordError: a field is missing, of a wrong type, or has an impossible value.
@@ -106,102 +228,37 @@ def parse_record(record: Any, ignored_fields: Counter[str], answer_required: boo
         raise record
     if not isinstance(record, dict):
         raise RecordError("wrong type", "record", expected="an object", got=record)
-    form = next((form for form in FORMS if form.trajectories in record), None)
-    if form is None:
-        names = " or ".join(form.trajectories for form in FORMS)
+    if form == "auto":
+        form = next((name for name, (tells, _) in FORMS.items() if any(one in record for one in tells)), "")
+    if form not in FORMS:
+        names = " or ".join(tells[0] for tells, _ in FORMS.values())
         raise RecordError("missing field", names, expected="a list of trajectories", got=f"fields {', '.join(record)}")
-    raw = record[form.trajectories]
-    if not isinstance(raw, list):
-        raise RecordError("wrong type", form.trajectories, expected="a list", got=raw)
-    if not raw:
-        raise RecordError("empty trajectory list", form.trajectories, expected="at least one trajectory", got=raw)
-    group = GroupRecord(
-        group_id=_name(record, form.group_id),
-        problem=_required_text(record, form.problem, "", may_be_blank=False),
-        answer=_answer(record, form.answer, answer_required),
-        system=_text(record, form.system, ""),
-        trajectories=tuple(_trajectory(one, f"{form.trajectories}[{index}]", form) for index, one in enumerate(raw)),
-    )
-    ignored_fields.update(name for name in record if name not in form.group_fields)
-    for one in raw:
-        ignored_fields.update(f"{form.trajectories}[].{name}" for name in one if name not in form.trajectory_fields)
-    return group
+    return FORMS[form][1](record, ignored, answer_required)
 
 
-def _trajectory(raw: Any, where: str, form: Form) -> TrajectoryRecord:
-    if not isinstance(raw, dict):
-        raise RecordError("wrong type", where, expected="an object", got=raw)
-    on_policy = raw.get(form.on_policy)
-    if not (on_policy is None or isinstance(on_policy, bool)):
-        raise RecordError("wrong type", f"{where}.{form.on_policy}", expected="true or false", got=on_policy)
-    return TrajectoryRecord(
-        text=_required_text(raw, form.text, f"{where}.", may_be_blank=True),
-        reward=_reward(raw.get(form.reward), f"{where}.{form.reward}"),
-        logprobs=_logprobs(raw.get(form.logprobs), f"{where}.{form.logprobs}"),
-        source=_text(raw, form.source, f"{where}."),
-        on_policy=bool(on_policy),
-        sample_id=_text(raw, form.sample_id, f"{where}."),
-    )
+def parse_conditions(conditions: Sequence[str]) -> list[tuple[list[str], str]]:
+    """(path, value) of each `field=value`.
+
+    Raises:
+        ConfigError: no equals sign.
+    """
+    parsed = []
+    for condition in conditions:
+        path, equals, value = condition.partition("=")
+        if not equals or not path:
+            raise ConfigError("not a condition", where="--where", expected="field=value", got=condition)
+        parsed.append((path.split("."), value))
+    return parsed
 
 
-def _reward(value: Any, where: str) -> float | None:
-    if value is None:
-        return None
-    if not isinstance(value, bool | int | float) or value not in (0, 1):
-        raise RecordError("unknown reward", where, expected="0, 1, true, false or null", got=value)
-    return float(value)
-
-
-def _logprobs(value: Any, where: str) -> tuple[float, ...] | None:
-    if value is None:
-        return None
-    if not isinstance(value, list):
-        raise RecordError("wrong type", where, expected="a list of numbers or null", got=value)
-    for index, one in enumerate(value):
-        if isinstance(one, bool) or not isinstance(one, int | float):
-            raise RecordError("wrong type", f"{where}[{index}]", expected="a number", got=one)
-        if not math.isfinite(one) or one > LOGPROB_TOLERANCE:
-            raise RecordError("impossible log-prob", f"{where}[{index}]", expected="a finite number <= 0", got=one)
-    return tuple(float(one) for one in value)
-
-
-def _name(record: dict[str, Any], field: str) -> str:
-    """An identifier; whole numbers are taken as their digits."""
-    value = record.get(field)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    return _required_text(record, field, "", may_be_blank=False)
-
-
-def _answer(record: dict[str, Any], field: str, required: bool) -> str:
-    value = record.get(field)
-    if value is None and not required:
-        return ""
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-        return str(value)
-    return _required_text(record, field, "", may_be_blank=not required)
-
-
-def _required_text(record: dict[str, Any], field: str, prefix: str, *, may_be_blank: bool) -> str:
-    if field not in record:
-        raise RecordError("missing field", prefix + field, expected="a text", got=f"fields {', '.join(record)}")
-    value = _text(record, field, prefix)
-    if value is None:
-        raise RecordError("wrong type", prefix + field, expected="a text", got=None)
-    if not may_be_blank and not value.strip():
-        raise RecordError("empty field", prefix + field, expected="a text that is not blank", got=value)
-    return value
-
-
-def _text(record: dict[str, Any], field: str, prefix: str) -> str | None:
-    value = record.get(field)
-    if value is None:
-        return None
-    if not isinstance(value, str):
-        raise RecordError("wrong type", prefix + field, expected="a text", got=value)
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as cause:
-        got = f"a lone surrogate at character {cause.start}"
-        raise RecordError("not UTF-8", prefix + field, expected="text that UTF-8 can hold", got=got) from None
-    return value
+def meets(record: Any, conditions: list[tuple[list[str], str]]) -> bool:
+    """Whether the record has these values; what is no object is left to the importer to refuse."""
+    if not isinstance(record, dict):
+        return True
+    for path, value in conditions:
+        found: Any = record
+        for name in path:
+            found = found.get(name) if isinstance(found, dict) else None
+        if found is None or str(found) != value:
+            return False
+    return True

@@ -1,256 +1,288 @@
-"""Raw solutions to a store: import, label, select, tokenise, write."""
+"""Raw solutions to a store: parts of the input are imported, labelled and tokenised on their own, then merged."""
 
-import tempfile
-from collections import Counter
+import json
+import math
+import os
+import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib.metadata import version
-from itertools import islice
 from pathlib import Path
 from typing import Any, get_args
 
 from megatron_offgrpo import __version__
-from megatron_offgrpo.artifacts import MANIFEST, fingerprint_of, fingerprint_of_file
+from megatron_offgrpo.artifacts import MANIFEST, fingerprint_of
 from megatron_offgrpo.config import to_dict
-from megatron_offgrpo.data.grading import GradingPool
-from megatron_offgrpo.data.importers import read_groups
-from megatron_offgrpo.data.labelling import (
-    DISAGREEMENTS,
-    LabelCounts,
-    LabelledGroup,
-    LabelMode,
-    label_by_given,
-    label_by_majority,
-    label_by_math_verify,
-)
-from megatron_offgrpo.data.rejects import RecordError, RejectFile
-from megatron_offgrpo.data.selection import released_order
-from megatron_offgrpo.data.store import REJECTED_FILE, StoreRow, TrajectoryStore, tokenizer_fingerprint, write_store
-from megatron_offgrpo.data.tokenisation import Limits, load_tokenizer, tokenise
+from megatron_offgrpo.data.grouping import grouped_parts, grouping_counts, grouping_rejects, is_sharegpt
+from megatron_offgrpo.data.importers import parse_conditions
+from megatron_offgrpo.data.merge import Summary, decide, merged_batches, read_rows
+from megatron_offgrpo.data.part_files import PartFolder
+from megatron_offgrpo.data.part_runner import needs_signatures, run_parts
+from megatron_offgrpo.data.readers import Part
+from megatron_offgrpo.data.rejects import Reject
+from megatron_offgrpo.data.sources import Source, open_source
+from megatron_offgrpo.data.store import TrajectoryStore, tokenizer_fingerprint
+from megatron_offgrpo.data.store_writer import REJECTED_FILE, REMOVED_FILE, write_batches
+from megatron_offgrpo.data.summary import listing, summary_lines
+from megatron_offgrpo.data.tokenisation import load_tokenizer
+from megatron_offgrpo.data_config import FormName, LabelMode, PrepareConfig, SelectMode
 from megatron_offgrpo.errors import ConfigError, DataError
-from megatron_offgrpo.progress import progress, say
-from megatron_offgrpo.types import GroupRecord
+from megatron_offgrpo.progress import Advance, progress, say
 
-GROUPS_PER_BLOCK = 256
-
-
-@dataclass(frozen=True)
-class PrepareConfig:
-    """What `offgrpo prepare` does."""
-
-    inputs: tuple[str, ...]
-    """JSON-lines (.jsonl, .jsonl.gz) or Parquet files, read in this order."""
-    tokenizer: str
-    """Hugging Face folder of the student; its tokenizer and chat template are used."""
-    output: str
-    """Folder of the store."""
-    label: LabelMode = "math-verify"
-    trajectories_per_group: int = 8
-    """K; longer groups are cut to K in the released order, shorter ones stay short."""
-    max_prompt_tokens: int = 1024
-    """Groups with a longer prompt are rejected."""
-    max_response_tokens: int = 31744
-    """Longer responses are cut; they keep their reward and have no EOS."""
-    grading_timeout_seconds: float = 5.0
-    """CPU seconds for one solution."""
-    processes: int | None = None
-    """Grading processes; None takes one for each CPU this process may use."""
-    overwrite: bool = False
-    """Replace a store that was made from other inputs or settings."""
-    force: bool = False
-    """Make the store again even if it is finished and fits."""
-
+__all__ = ["PrepareConfig", "prepare", "prepare_shard", "summary_lines"]
 
 # Fields that change how or where the work is done, not its result.
-_NOT_CONTENT = ("inputs", "tokenizer", "output", "processes", "overwrite", "force")
-
-
-@dataclass
-class _Counts:
-    ignored_fields: Counter[str] = field(default_factory=Counter)
-    labels: LabelCounts = field(default_factory=LabelCounts)
-    groups_read: int = 0
-    groups_stored: int = 0
-    trajectories_read: int = 0
-    trajectories_not_selected: int = 0
+_NOT_CONTENT = ("inputs", "tokenizer", "output", "workers", "overwrite", "force")
+# Fields that only the merging reads: the parts of another choice are taken.
+_NOT_IN_PARTS = ("validation_share", "duplicate_problems", "near_duplicates", "max_all_positive_share")
 
 
 def prepare(config: PrepareConfig) -> TrajectoryStore:
     """Makes the store, or opens it where the same inputs and settings have already made it.
 
+    Parts that `prepare_shard` or an interrupted run has finished are taken as they are.
+
     Raises:
         ConfigError: an impossible setting.
         DataError: an unusable input file or tokenizer, no valid group, or another store or folder at the output.
     """
-    _check(config)
-    paths, output, tokenizer_dir = [Path(path) for path in config.inputs], Path(config.output), Path(config.tokenizer)
-    tokenizer_print = tokenizer_fingerprint(tokenizer_dir)
-    inputs = {"input": fingerprint_of([_fingerprint_of_input(path) for path in paths])}
-    settings = {name: value for name, value in to_dict(config).items() if name not in _NOT_CONTENT}
-    inputs["request"] = fingerprint_of(inputs, tokenizer_print, settings, __version__, version("math-verify"))
-    finished = _finished(output, inputs["request"], config)
+    request = _Request(config)
+    finished = request.finished()
     if finished is not None:
-        say(f"prepare: {output} is finished and fits its inputs; reused")
+        say(f"prepare: {config.output} is finished and fits its inputs; reused")
+        request.clean()
         return finished
+    try:
+        request.work(None)
+        return request.merge()
+    except DataError:
+        request.clean_wrong_input()
+        raise
 
-    tokenizer = load_tokenizer(tokenizer_dir)
-    with tempfile.TemporaryDirectory() as scratch:
-        rejects, counts, found = RejectFile(Path(scratch) / REJECTED_FILE), _Counts(), dict[str, Any]()
 
-        def rows() -> Iterator[StoreRow]:
-            yield from _rows(config, paths, tokenizer, rejects, counts)
-            found.update(_final_counts(counts, rejects))
-            if rejects.last is not None and counts.groups_stored == 0:
-                raise DataError(
-                    "every group was rejected",
-                    where=", ".join(config.inputs),
-                    got=f"rejected: {_listed(found['rejected'])}; the last one {rejects.last}",
-                )
+def prepare_shard(config: PrepareConfig, shard: tuple[int, int]) -> str:
+    """Does the parts whose number modulo N is I, for (I, N); `prepare` takes them. Returns what was done, in a line."""
+    index, count = shard
+    if not 0 <= index < count:
+        raise ConfigError("no such shard", where="--shard", expected="I/N with 0 <= I < N", got=f"{index}/{count}")
+    request = _Request(config)
+    if request.finished() is not None:
+        return f"{config.output} is finished and fits its inputs"
+    new, total = request.work(shard)
+    return f"shard {index}/{count}: {new} new parts, {total} in all; merge with the same command without --shard"
 
-        return write_store(
-            output,
-            rows(),
-            tokenizer_fingerprint=tokenizer_print,
-            inputs=inputs,
-            counts=found,
-            config=to_dict(config),
-            rejected=rejects.path,
+
+@dataclass
+class _Progress:
+    """How far the input is read."""
+
+    new: int = 0
+    total: int = 0
+    share: float = 0.0
+    first_parts: list[int] = field(default_factory=list)
+    """Number of the first part of each source."""
+
+
+class _Request:
+    """One way of making one store, with the folder of its parts."""
+
+    def __init__(self, config: PrepareConfig) -> None:
+        _check(config)
+        self.config, self.output = config, Path(config.output)
+        self.tokenizer_print = tokenizer_fingerprint(config.tokenizer)
+        self.sources = [open_source(name, config.split) for name in config.inputs]
+        benchmarks = [open_source(name, config.split).fingerprint for name in config.filters.decontaminate]
+        settings = {name: value for name, value in to_dict(config).items() if name not in _NOT_CONTENT}
+        self.inputs = {"input": fingerprint_of([source.fingerprint for source in self.sources])}
+        made_by = [self.inputs["input"], self.tokenizer_print, benchmarks, __version__, version("math-verify")]
+        self.inputs["request"] = fingerprint_of(*made_by, settings)
+        self.all_parts = self.output.with_name(self.output.name + ".parts")
+        self.folder = PartFolder(self.all_parts / fingerprint_of(*made_by, _part_settings(config, settings)))
+
+    def finished(self) -> TrajectoryStore | None:
+        """The store at the output if it is what is asked for; None where a new one is to be made."""
+        output, config = self.output, self.config
+        if not output.exists():
+            return None
+        if not (output / MANIFEST).is_file():
+            if output.is_dir() and not any(output.iterdir()):
+                return None
+            raise DataError("the output exists and is no store", where=str(output), remedy="choose another --output")
+        store = TrajectoryStore.open(output)
+        if config.force:
+            return None
+        if store.manifest.inputs.get("request") == self.inputs["request"]:
+            return store
+        if config.overwrite:
+            return None
+        raise DataError(
+            "the output holds a store made from other inputs or settings",
+            where=str(output),
+            expected=f"request {self.inputs['request']}",
+            got=f"request {store.manifest.inputs.get('request')}",
+            remedy="pass --overwrite or choose another --output",
         )
 
+    def work(self, shard: tuple[int, int] | None) -> tuple[int, int]:
+        """Does the missing parts, or those of a shard; (newly done, in all)."""
+        load_tokenizer(Path(self.config.tokenizer))  # an unusable one is said before any work is done
+        self.folder.path.mkdir(parents=True, exist_ok=True)
+        known = self.folder.num_parts
+        if known is not None and all(self.folder.is_finished(part) for part in range(known) if _is_ours(part, shard)):
+            return 0, known
+        state = _Progress()
+        with progress("prepare (percent of the input)", 100) as advance:
+            run_parts(self.config, self.folder, self._missing(shard, state, advance), lambda amount=1, note="": None)
+        self.folder.set_num_parts(state.total, state.first_parts)
+        return state.new, state.total
 
-def _rows(
-    config: PrepareConfig, paths: list[Path], tokenizer: Any, rejects: RejectFile, counts: _Counts
-) -> Iterator[StoreRow]:
-    limits = Limits(config.max_prompt_tokens, config.max_response_tokens)
-    with (
-        progress("prepare (percent of the input)", 100) as advance,
-        GradingPool(config.processes, config.grading_timeout_seconds) as pool,
-    ):
-        groups = read_groups(
-            paths,
-            rejects,
-            counts.ignored_fields,
-            answer_required=config.label == "math-verify",
-            advance=lambda files: advance(100 * files / len(paths)),
+    def _missing(
+        self, shard: tuple[int, int] | None, state: "_Progress", advance: Advance
+    ) -> Iterator[tuple[int, Part]]:
+        """Reads the whole input; gives the parts that are to be done."""
+        for place, source in enumerate(self.sources):
+            state.first_parts.append(state.total)
+            for part in self._parts(place, source):
+                share = 100 * (place + part.share) / len(self.sources)
+                if _is_ours(state.total, shard) and not self.folder.is_finished(state.total):
+                    state.new += 1
+                    yield state.total, part
+                advance(share - state.share)
+                state.share = share
+                state.total += 1
+
+    def _parts(self, place: int, source: Source) -> Iterator[Part]:
+        if is_sharegpt(source, self.config.format):
+            yield from grouped_parts(source, self._grouped(place), parse_conditions(self.config.where))
+        else:
+            yield from source.parts()
+
+    def _grouped(self, place: int) -> Path:
+        return self.folder.path / f"grouped-{place}"
+
+    def merge(self) -> TrajectoryStore:
+        """The store of all finished parts; their folder is removed."""
+        num_parts = self.folder.num_parts
+        assert num_parts is not None
+        rows = read_rows(self.folder, num_parts)
+        decide(rows, self.folder, self.config)
+        summary, counts, scratch = Summary(), dict[str, Any](), self.folder.path
+        self._check_sources(num_parts)
+        rejected, removed = scratch / REJECTED_FILE, scratch / REMOVED_FILE
+        removed.write_bytes(b"")
+        self._write_grouping_rejects(rejected, summary)
+
+        def batches() -> Iterator[Any]:
+            yield from merged_batches(rows, self.folder, summary, rejected, removed)
+            counts.update(summary.as_counts())
+            self._check_result(summary, counts)
+
+        write_batches(
+            scratch / "store",
+            batches(),
+            tokenizer_fingerprint=self.tokenizer_print,
+            inputs=self.inputs,
+            counts=counts,
+            config=to_dict(self.config),
+            lists={REJECTED_FILE: rejected, REMOVED_FILE: removed},
         )
-        while block := list(islice(groups, GROUPS_PER_BLOCK)):
-            counts.groups_read += len(block)
-            counts.trajectories_read += sum(len(group.trajectories) for group in block)
-            selected = []
-            for labelled in _label(block, config.label, pool, rejects):
-                counts.labels.add(labelled)
-                selected.append(_select(labelled, config.trajectories_per_group))
-                counts.trajectories_not_selected += len(labelled.rewards) - len(selected[-1].rewards)
-            for one, row in zip(selected, tokenise(selected, tokenizer, limits), strict=True):
-                if isinstance(row, RecordError):
-                    rejects.add(one.group.origin, one.group.group_id, row)
-                else:
-                    counts.groups_stored += 1
-                    yield row
+        if self.output.exists():
+            shutil.rmtree(self.output)
+        os.replace(scratch / "store", self.output)
+        self.clean()
+        return TrajectoryStore.open(self.output)
+
+    def _write_grouping_rejects(self, rejected: Path, summary: Summary) -> None:
+        with rejected.open("w", encoding="ascii") as file:
+            for place in range(len(self.sources)):
+                if not self._grouped(place).is_dir():
+                    continue
+                for reject in grouping_rejects(self._grouped(place)):
+                    file.write(json.dumps(vars(reject)) + "\n")
+                    summary.rejected[reject.reason] += 1
+                    summary.last_reject = str(reject)
+                found = grouping_counts(self._grouped(place))
+                summary.parts["rows_grouped"] += found.get("rows", 0)
+                summary.parts["not_asked_for"] += found.get("not_asked_for", 0)
+
+    def _check_sources(self, num_parts: int) -> None:
+        """Refuses a source without a single readable record."""
+        first = [*self.folder.first_parts, num_parts]
+        for place, source in enumerate(self.sources):
+            notes = [self.folder.notes(part) for part in range(first[place], first[place + 1])]
+            if any(one.counts.get("groups after read") or one.counts.get("not_asked_for") for one in notes):
+                continue
+            rejected = [Reject(**line) for one in notes for _, line in one.rejected]
+            if self._grouped(place).is_dir():
+                rejected += list(grouping_rejects(self._grouped(place)))
+            got = f"{len(rejected)} rejected, the last one {rejected[-1]}" if rejected else "no record"
+            raise DataError("no valid record in this file", where=source.name, expected=EXPECTED, got=got)
+
+    def _check_result(self, summary: Summary, counts: dict[str, Any]) -> None:
+        if counts["stages"][-1]["groups"]:
+            return
+        names = ", ".join(self.config.inputs)
+        left_out = {"rejected": counts["rejected"], "removed": counts["removed"]}
+        listed = "; ".join(f"{name}: {listing(found)}" for name, found in left_out.items() if found)
+        last = f"; the last one rejected {summary.last_reject}" if summary.last_reject else ""
+        raise DataError("no group is left", where=names, got=f"{listed}{last}")
+
+    def clean(self) -> None:
+        """Removes the parts of this request."""
+        shutil.rmtree(self.folder.path, ignore_errors=True)
+        if self.all_parts.is_dir() and not any(self.all_parts.iterdir()):
+            self.all_parts.rmdir()
+
+    def clean_wrong_input(self) -> None:
+        """After an error in the input: mended input is another request. A hub that did not answer is asked again."""
+        if all(source.kind != "hub" for source in self.sources):
+            self.clean()
 
 
-def _label(block: list[GroupRecord], mode: LabelMode, pool: GradingPool, rejects: RejectFile) -> list[LabelledGroup]:
-    if mode == "math-verify":
-        return label_by_math_verify(block, pool)
-    if mode == "majority":
-        return label_by_majority(block, pool)
-    labelled = []
-    for group in block:
-        try:
-            labelled.append(label_by_given(group))
-        except RecordError as error:
-            rejects.add(group.origin, group.group_id, error)
-    return labelled
+EXPECTED = "records with group_id, problem, answer and trajectories: [{text, ...}], or a form of --format"
 
 
-def _select(labelled: LabelledGroup, num_kept: int) -> LabelledGroup:
-    kept = released_order(labelled.rewards, num_kept)
-    return LabelledGroup(
-        group=replace(labelled.group, trajectories=tuple(labelled.group.trajectories[index] for index in kept)),
-        rewards=tuple(labelled.rewards[index] for index in kept),
-        statuses=tuple(labelled.statuses[index] for index in kept),
-    )
-
-
-def _final_counts(counts: _Counts, rejects: RejectFile) -> dict[str, Any]:
+def _part_settings(config: PrepareConfig, settings: dict[str, Any]) -> dict[str, Any]:
+    kept = {name: value for name, value in settings.items() if name not in (*_NOT_IN_PARTS, "filters", "seed")}
+    kept["filters"] = {name: value for name, value in settings["filters"].items() if name not in _NOT_IN_PARTS}
     return {
-        "read": {"groups": counts.groups_read, "trajectories": counts.trajectories_read},
-        **counts.labels.as_counts(),
-        "trajectories_not_selected": counts.trajectories_not_selected,
-        "rejected": dict(sorted(rejects.counts.items())),
-        "ignored_fields": dict(sorted(counts.ignored_fields.items())),
+        **kept,
+        "signatures": needs_signatures(config),
+        "seed": config.seed if config.select == "random" else None,
     }
 
 
+def _is_ours(part: int, shard: tuple[int, int] | None) -> bool:
+    return shard is None or part % shard[1] == shard[0]
+
+
 def _check(config: PrepareConfig) -> None:
-    if not config.inputs:
-        raise ConfigError("no input file", where="--input", expected="at least one file")
-    if config.label not in get_args(LabelMode):
-        raise ConfigError("unknown label", where="--label", expected=" or ".join(get_args(LabelMode)), got=config.label)
+    for name in ("inputs", "tokenizer", "output"):
+        if not getattr(config, name):
+            option = "--input" if name == "inputs" else f"--{name}"
+            raise ConfigError("not given", where=option, expected="at least one" if name == "inputs" else "a folder")
+    if not config.labels:
+        raise ConfigError("no label", where="--label", expected=" or ".join(get_args(LabelMode)))
+    choices: list[tuple[str, Any, Any]] = [("--label", label, LabelMode) for label in config.labels]
+    choices += [("--select", config.select, SelectMode), ("--format", config.format, FormName)]
+    for option, value, known in choices:
+        if value not in get_args(known):
+            raise ConfigError("unknown choice", where=option, expected=" or ".join(get_args(known)), got=value)
     for name in ("trajectories_per_group", "max_prompt_tokens", "max_response_tokens", "grading_timeout_seconds"):
-        if getattr(config, name) <= 0:
-            raise ConfigError(
-                "not positive", where=f"--{name.replace('_', '-')}", expected="more than 0", got=getattr(config, name)
-            )
+        _within(name, getattr(config, name), 1 if name != "grading_timeout_seconds" else 1e-3, math.inf)
+    _within("validation_share", config.validation_share, 0.0, 0.9)
+    filters = config.filters
+    for name in ("min_pass_rate", "max_pass_rate", "max_foreign_share", "max_all_positive_share"):
+        _within(name, getattr(filters, name), 0.0, 1.0)
+    if filters.near_duplicates is not None:
+        _within("near_duplicates", filters.near_duplicates, 0.3, 1.0)
+    _within("decontaminate_words", filters.decontaminate_words, 3, 100)
+    if filters.min_pass_rate > filters.max_pass_rate:
+        got = f"{filters.min_pass_rate} to {filters.max_pass_rate}"
+        raise ConfigError("an empty range", where="--min-pass-rate", expected="at most --max-pass-rate", got=got)
 
 
-def _fingerprint_of_input(path: Path) -> str:
-    try:
-        return fingerprint_of_file(path)
-    except OSError as cause:
-        raise DataError(f"cannot read the input file ({cause.strerror or cause})", where=str(path)) from None
-
-
-def _finished(output: Path, request: str, config: PrepareConfig) -> TrajectoryStore | None:
-    """The store at `output` if it is what is asked for; None where a new one is to be made."""
-    if not output.exists():
-        return None
-    if not (output / MANIFEST).is_file():
-        if output.is_dir() and not any(output.iterdir()):
-            return None
-        raise DataError("the output exists and is no store", where=str(output), remedy="choose another --output")
-    store = TrajectoryStore.open(output)
-    if config.force:
-        return None
-    if store.manifest.inputs.get("request") == request:
-        return store
-    if config.overwrite:
-        return None
-    raise DataError(
-        "the output holds a store made from other inputs or settings",
-        where=str(output),
-        expected=f"request {request}",
-        got=f"request {store.manifest.inputs.get('request')}",
-        remedy="pass --overwrite or choose another --output",
-    )
-
-
-def summary_lines(store: TrajectoryStore) -> list[str]:
-    """What a person wants to know of a store, for the terminal."""
-    counts = store.manifest.counts
-    groups = counts["groups"]
-    lines = [
-        f"store      {store.path} (fingerprint {store.manifest.fingerprint})",
-        f"groups     {groups['total']}: {groups['all_positive']} all positive, {groups['mixed']} mixed, "
-        f"{groups['all_negative']} all negative",
-        f"solutions  {counts['trajectories']} ({counts['trajectories_not_selected']} more were not selected), "
-        f"{counts['truncated']} truncated",
-        f"tokens     {counts['prompt_tokens']} in prompts, {counts['response_tokens']} in responses",
-        "labels     " + _listed(counts["labels"]),
-    ]
-    agreement = counts["agreement"]
-    if agreement["compared"]:
-        share = 100 * agreement["agree"] / agreement["compared"]
-        differing = ", ".join(f"{agreement[name]} {name.replace('_', ' ')}" for name in DISAGREEMENTS)
-        lines.append(
-            f"agreement  {agreement['agree']} of {agreement['compared']} given labels ({share:.2f} %); {differing}"
-        )
-    if counts["rejected"]:
-        lines.append(f"rejected   {_listed(counts['rejected'])} (see {store.path / REJECTED_FILE})")
-    if counts["ignored_fields"]:
-        lines.append("ignored    fields " + _listed(counts["ignored_fields"]))
-    return lines
-
-
-def _listed(counts: dict[str, int]) -> str:
-    return ", ".join(f"{name} {count}" for name, count in counts.items())
+def _within(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        expected = f"at least {low:g}" if high == math.inf else f"{low:g} to {high:g}"
+        raise ConfigError("out of range", where=f"--{name.replace('_', '-')}", expected=expected, got=value)

@@ -1,9 +1,6 @@
-"""Records that are left out: each one listed with its place and reason, and counted."""
+"""What is left out: each record or trajectory listed with its place and reason."""
 
-import json
-from collections import Counter
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 MAX_SHOWN_CHARACTERS = 200
 
@@ -18,12 +15,20 @@ class RecordError(Exception):
 
     def __init__(self, reason: str, field: str, *, expected: str, got: object) -> None:
         super().__init__(reason)
-        self.reason, self.field, self.expected, self.got = reason, field, expected, got
+        self.reason, self.field, self.expected = reason, field, expected
+        self.got = _shown(got)
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return _rebuilt, (self.reason, self.field, self.expected, self.got)
+
+
+def _rebuilt(reason: str, field: str, expected: str, got: str) -> RecordError:
+    return RecordError(reason, field, expected=expected, got=got)
 
 
 @dataclass(frozen=True)
 class Reject:
-    """One line of `rejected.jsonl`."""
+    """One line of `rejected.jsonl`: a record that cannot be used."""
 
     where: str
     """file:line (file:row of a Parquet file), 1-based."""
@@ -37,25 +42,36 @@ class Reject:
         return f"{self.where}: {self.field}: {self.reason}; expected {self.expected}; got {self.got}"
 
 
-class RejectFile:
-    """Writes rejected records to a JSON-lines file as they come, and counts them by reason."""
+@dataclass(frozen=True)
+class Removal:
+    """One line of `removed.jsonl`: a group, or a trajectory of one, that a filter leaves out."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.counts: Counter[str] = Counter()
-        self.last: Reject | None = None
-        path.touch()
+    where: str
+    """file:line of the group."""
+    group_id: str
+    trajectory: int | None
+    """Its place in the input's group, from 0; None for the whole group."""
+    reason: str
+    detail: str
+    """What was found, and what was asked for."""
+    partner: str | None = None
+    """file:line of what it duplicates or is contained in."""
 
-    def add(self, where: str, group_id: object, error: RecordError) -> None:
-        name = group_id if isinstance(group_id, str) else None
-        self.last = Reject(where, name, error.reason, error.field, error.expected, _shown(error.got))
-        self.counts[error.reason] += 1
-        with self.path.open("a", encoding="ascii") as file:
-            # ASCII with escapes: what was got may hold lone surrogates, which UTF-8 cannot.
-            file.write(json.dumps(asdict(self.last)) + "\n")
+
+def reject_of(where: str, group_id: object, error: RecordError) -> Reject:
+    """The line for a record that cannot be used."""
+    name = group_id if isinstance(group_id, str) else None
+    return Reject(where, name, error.reason, error.field, error.expected, error.got)
 
 
 def _shown(value: object) -> str:
     """One line of printable characters."""
-    text = value if isinstance(value, str) and value.strip() and value.isprintable() else repr(value)
+    if isinstance(value, str):
+        short: object = value[: MAX_SHOWN_CHARACTERS + 1]
+    else:
+        short = value
+    try:
+        text = short if isinstance(short, str) and short.strip() and short.isprintable() else repr(short)
+    except (ValueError, RecursionError) as cause:  # integers of thousands of digits, lists of thousands of levels
+        text = f"{type(value).__name__} ({cause})"
     return text if len(text) <= MAX_SHOWN_CHARACTERS else text[:MAX_SHOWN_CHARACTERS] + "..."

@@ -1,9 +1,9 @@
 """STORE: tokenised trajectory groups on disk, in Arrow, one row a group."""
 
-import hashlib
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,61 +13,15 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from megatron_offgrpo.artifacts import Manifest, atomic_folder, fingerprint_of, read_manifest, write_manifest
+from megatron_offgrpo.artifacts import Manifest, fingerprint_of, read_manifest
+from megatron_offgrpo.data.store_schema import SCHEMA, StoreRow, composition
+from megatron_offgrpo.data.store_writer import GROUPS_FOLDER, REJECTED_FILE, REMOVED_FILE, write_batches, write_rows
 from megatron_offgrpo.errors import DataError
 from megatron_offgrpo.types import BoolArray, FloatArray, IntArray, TokenizedTrajectory
 
-GROUPS_FOLDER = "groups"
-REJECTED_FILE = "rejected.jsonl"
+__all__ = ["REJECTED_FILE", "REMOVED_FILE", "StoreRow", "TrajectoryStore", "composition", "write_store"]
+
 REMEDY = "run `offgrpo prepare` again"
-ROWS_PER_BATCH = 256
-
-_TOKENS = pa.list_(pa.int32())
-SCHEMA = pa.schema(
-    {
-        "group_id": pa.string(),
-        "problem": pa.string(),
-        "answer": pa.string(),
-        "prompt_ids": _TOKENS,
-        "response_ids": pa.list_(_TOKENS),
-        "rewards": pa.list_(pa.float32()),
-        "given_rewards": pa.list_(pa.float32()),
-        "label_statuses": pa.list_(pa.string()),
-        "sources": pa.list_(pa.string()),
-        "on_policy": pa.list_(pa.bool_()),
-        "truncated": pa.list_(pa.bool_()),
-        "behaviour_logprobs": pa.list_(pa.list_(pa.float32())),
-        "sample_ids": pa.list_(pa.string()),
-        "texts": pa.list_(pa.string()),
-    }
-)
-"""Columns of the store; every list but `prompt_ids` has one entry a trajectory of the group."""
-
-# What a training run reads; the rest (texts, sources, given rewards) is provenance.
-_FINGERPRINTED = ("group_id", "prompt_ids", "response_ids", "rewards", "on_policy", "truncated", "behaviour_logprobs")
-
-
-@dataclass(frozen=True)
-class StoreRow:
-    """One tokenised group; lists have one entry a trajectory."""
-
-    group_id: str
-    problem: str
-    answer: str
-    prompt_ids: list[int]
-    response_ids: list[list[int]]
-    """Each ends in EOS unless `truncated`."""
-    rewards: list[float]
-    given_rewards: list[float | None]
-    """Rewards that came with the input, whatever label was asked for."""
-    label_statuses: list[str]
-    """How each reward came about: `given`, or the status of its grading (`ok`, `no_answer`, `timeout`, ...)."""
-    sources: list[str | None]
-    on_policy: list[bool]
-    truncated: list[bool]
-    behaviour_logprobs: list[list[float] | None]
-    sample_ids: list[str | None]
-    texts: list[str]
 
 
 @dataclass(frozen=True)
@@ -154,6 +108,12 @@ class TrajectoryStore:
         """bool [num_trajectories]; the response was cut and has no EOS."""
         return self._flat("truncated", np.bool_)
 
+    @cached_property
+    def validation_groups(self) -> BoolArray:
+        """bool [num_groups]; set apart from training."""
+        chunks = [chunk.to_numpy(zero_copy_only=False) for chunk in self.table["validation"].chunks]
+        return np.concatenate([np.zeros(0, np.bool_), *chunks]).astype(np.bool_)
+
     def trajectory(self, index: int) -> TokenizedTrajectory:
         """The token ids of trajectory `index`; views of the memory-mapped file where Arrow allows it."""
         group = int(self.group_index[index])
@@ -182,7 +142,6 @@ def write_store(
     inputs: dict[str, str],
     counts: dict[str, Any],
     config: dict[str, Any],
-    rejected: Path | None = None,
 ) -> TrajectoryStore:
     """Writes the rows as a store that appears under `path` only when it is complete.
 
@@ -191,83 +150,23 @@ def write_store(
         inputs: name -> fingerprint of what the store was made from, beside the tokenizer.
         counts: read after the last row, so the caller may fill it while the rows pass; groups and trajectories
             are counted here.
-        rejected: file of rejected records to keep inside the store; an empty one is written without it.
 
     Raises:
         DataError: no row at all, or a row whose lists have different lengths.
     """
-    with atomic_folder(Path(path)) as folder:
-        digest, group_counts = hashlib.sha256(), {"total": 0, "all_positive": 0, "mixed": 0, "all_negative": 0}
-        tokens = {"trajectories": 0, "truncated": 0, "prompt_tokens": 0, "response_tokens": 0}
-        _write_groups(folder, _observed(rows, digest, group_counts, tokens))
-        if group_counts["total"] == 0:
-            raise DataError("no group is left to store", where=str(path))
-        rejected_bytes = rejected.read_bytes() if rejected is not None else b""
-        (folder / REJECTED_FILE).write_bytes(rejected_bytes)
-        manifest = Manifest(
-            kind="store",
-            fingerprint=digest.hexdigest()[:32],
-            inputs={"tokenizer": tokenizer_fingerprint, **inputs},
-            counts={"groups": group_counts, **tokens, **counts},
+    with tempfile.TemporaryDirectory() as scratch:
+        empty = Path(scratch) / "empty"
+        empty.touch()
+        write_batches(
+            Path(path),
+            write_rows(rows),
+            tokenizer_fingerprint=tokenizer_fingerprint,
+            inputs=inputs,
+            counts=counts,
             config=config,
+            lists={REJECTED_FILE: empty, REMOVED_FILE: empty},
         )
-        write_manifest(folder, manifest)
     return TrajectoryStore.open(path)
-
-
-def _write_groups(folder: Path, rows: Iterator[StoreRow]) -> None:
-    """Streams the rows into an Arrow file, then lets `datasets` save it in its own layout."""
-    import datasets
-
-    stream = folder / "rows.arrow"
-    with pa.OSFile(str(stream), "wb") as file, pa.ipc.new_stream(file, SCHEMA) as writer:
-        batch: list[dict[str, Any]] = []
-        for row in rows:
-            batch.append({column.name: getattr(row, column.name) for column in fields(row)})
-            if len(batch) == ROWS_PER_BATCH:
-                writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=SCHEMA))
-                batch = []
-        if batch:
-            writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=SCHEMA))
-    shown = datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    try:
-        datasets.Dataset.from_file(str(stream)).save_to_disk(str(folder / GROUPS_FOLDER))
-    finally:
-        if not shown:
-            datasets.enable_progress_bars()
-    stream.unlink()
-
-
-def _observed(
-    rows: Iterable[StoreRow], digest: Any, group_counts: dict[str, int], tokens: dict[str, int]
-) -> Iterator[StoreRow]:
-    """Passes rows on; adds each to the content digest and the counts."""
-    for row in rows:
-        _check_row(row)
-        digest.update(fingerprint_of([getattr(row, name) for name in _FINGERPRINTED]).encode())
-        group_counts["total"] += 1
-        group_counts[composition(row.rewards)] += 1
-        tokens["trajectories"] += len(row.response_ids)
-        tokens["truncated"] += sum(row.truncated)
-        tokens["prompt_tokens"] += len(row.prompt_ids)
-        tokens["response_tokens"] += sum(map(len, row.response_ids))
-        yield row
-
-
-def _check_row(row: StoreRow) -> None:
-    columns = {name: value for name, value in vars(row).items() if isinstance(value, list) and name != "prompt_ids"}
-    lengths = {name: len(value) for name, value in columns.items()}
-    if len(set(lengths.values())) != 1 or lengths["response_ids"] == 0:
-        raise DataError("lists of different lengths in one group", where=f"group {row.group_id}", got=lengths)
-
-
-def composition(rewards: Iterable[float]) -> str:
-    """`all_positive`, `mixed` or `all_negative`."""
-    values = list(rewards)
-    if all(value == 1 for value in values):
-        return "all_positive"
-    return "mixed" if any(value == 1 for value in values) else "all_negative"
 
 
 def tokenizer_fingerprint(tokenizer_dir: str | Path) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from megatron_offgrpo.data.labelling import LabelledGroup
 from megatron_offgrpo.data.rejects import RecordError
-from megatron_offgrpo.data.store import StoreRow
+from megatron_offgrpo.data.store_schema import StoreRow
 from megatron_offgrpo.errors import DataError
 
 
@@ -60,8 +60,8 @@ def tokenise(groups: Sequence[LabelledGroup], tokenizer: Any, limits: Limits) ->
     prompts = [_render(group, tokenizer) for group in groups]
     texts = [one.text for group in groups for one in group.group.trajectories]
     rendered = [prompt for prompt in prompts if isinstance(prompt, str)]
-    prompt_ids = iter(_ids(tokenizer, rendered))
-    text_ids = iter(_ids(tokenizer, texts))
+    prompt_ids = iter(encode(tokenizer, rendered))
+    text_ids = iter(encode(tokenizer, texts))
     rows: list[StoreRow | RecordError] = []
     for group, prompt in zip(groups, prompts, strict=True):
         own_ids = [next(text_ids) for _ in group.group.trajectories]
@@ -75,7 +75,8 @@ def tokenise(groups: Sequence[LabelledGroup], tokenizer: Any, limits: Limits) ->
     return rows
 
 
-def _ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+def encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    """Token ids of each text, without special tokens."""
     if not texts:
         return []
     # verbose=False: the lengths that count are the limits here, not the tokenizer's own maximum.
@@ -128,6 +129,12 @@ def _row(group: LabelledGroup, prompt_ids: list[int], text_ids: list[list[int]],
         behaviour_logprobs=logprobs,
         sample_ids=[one.sample_id for one in trajectories],
         texts=[one.text for one in trajectories],
+        label_sources=[group.label] * len(trajectories),
+        verified_rewards=None if group.verified is None else list(group.verified),
+        majority_rewards=None if group.majority is None else list(group.majority),
+        extracted=None if group.extracted is None else list(group.extracted),
+        system=group.group.system,
+        origin=group.group.origin,
     )
 
 

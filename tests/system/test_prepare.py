@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from megatron_offgrpo.data.grading import GradingPool
-from megatron_offgrpo.data.importers import read_groups
-from megatron_offgrpo.data.labelling import LabelCounts, label_by_math_verify
+from megatron_offgrpo.data.importers import parse_record
+from megatron_offgrpo.data.labelling import LabelCounts, label_groups
 from megatron_offgrpo.data.prepare import PrepareConfig, prepare, summary_lines
-from megatron_offgrpo.data.rejects import RejectFile
+from megatron_offgrpo.data.readers import read_parts
 from megatron_offgrpo.errors import DataError
 from tests.unit.data.test_importers import BAD_RECORDS
 from tests.unit.data.tiny import group, save_tokenizer, write_lines
@@ -38,7 +38,8 @@ def test_gsm8k_becomes_a_store(tmp_path, tokenizer_dir):
     assert counts["groups"] == {"total": 880, "all_positive": 105, "mixed": 491, "all_negative": 284}
     assert store.num_trajectories == counts["trajectories"] == 3520
     assert store.rewards.sum() == 1331
-    assert counts["agreement"]["agree"] == counts["agreement"]["compared"] == 3520
+    agreement = counts["agreement"]["given, math-verify"]
+    assert agreement["agree"] == agreement["compared"] == 3520
     assert (counts["rejected"], counts["truncated"]) == ({}, 0)
     assert (store.rewards == store.given_rewards).all()
 
@@ -55,7 +56,7 @@ def test_gsm8k_becomes_a_store(tmp_path, tokenizer_dir):
             assert tokenizer.decode(trajectory.response_ids[:-1]) == solutions[name]["text"]
             assert records[index]["problem"] in tokenizer.decode(trajectory.prompt_ids)
             assert row.rewards[offset] == solutions[name]["label"]
-    assert "3520 of 3520 given labels (100.00 %)" in "\n".join(summary_lines(store))
+    assert "given, math-verify: 3520 of 3520 (100.00 %)" in "\n".join(summary_lines(store))
 
 
 @needs_trajectories
@@ -65,12 +66,12 @@ def test_gsm8k_becomes_a_store(tmp_path, tokenizer_dir):
 )
 def test_labels_agree_with_given_ones(tmp_path, name, step, least_share):
     # The given labels of these files hold errors in both directions; see the data's README.
-    rejects, counts = RejectFile(tmp_path / "rejected.jsonl"), LabelCounts()
-    groups = list(read_groups([TRAJECTORIES / f"{name}.jsonl.gz"], rejects, Counter()))[::step]
+    records = [record for part in read_parts(TRAJECTORIES / f"{name}.jsonl.gz") for _, record in part.records()]
+    groups, counts = [parse_record(record, Counter()) for record in records][::step], LabelCounts()
     with GradingPool() as pool:
-        for labelled in label_by_math_verify(groups, pool):
+        for labelled in label_groups(groups, ("math-verify",), pool):
             counts.add(labelled)
-    agreement = counts.as_counts()["agreement"]
+    agreement = counts.as_counts()["agreement"]["given, math-verify"]
     assert agreement["compared"] == sum(len(group.trajectories) for group in groups)
     assert agreement["agree"] >= least_share * agreement["compared"], counts.as_counts()
 
@@ -81,6 +82,7 @@ def test_bad_records_are_listed_inside_the_store_and_good_ones_stored(tmp_path, 
         records += [bad, group(f"good{index}")]
     records.append(group("wrong-logprobs", trajectories=[{"text": "4", "logprobs": [-1.0] * 9}]))
     records.append(group("endless", problem="why " * 300))
+    records.append(group("first"))
     path = write_lines(tmp_path / "in.jsonl", records)
     store = prepare(
         PrepareConfig(
@@ -90,10 +92,12 @@ def test_bad_records_are_listed_inside_the_store_and_good_ones_stored(tmp_path, 
     assert store.num_groups == 1 + len(BAD_RECORDS)
     rejected = [json.loads(line) for line in (store.path / "rejected.jsonl").read_text().splitlines()]
     expected = [(f"{path}:{2 * index + 2}", reason, field) for index, (_, reason, field) in enumerate(BAD_RECORDS)]
-    expected.append((f"{path}:{len(records) - 1}", "log-probs of another length", "trajectories[0].logprobs"))
-    expected.append((f"{path}:{len(records)}", "prompt too long", "problem"))
+    expected.append((f"{path}:{len(records) - 2}", "log-probs of another length", "trajectories[0].logprobs"))
+    expected.append((f"{path}:{len(records) - 1}", "prompt too long", "problem"))
+    expected.append((f"{path}:{len(records)}", "duplicated group id", "group_id"))
     assert [(one["where"], one["reason"], one["field"]) for one in rejected] == expected
     assert store.manifest.counts["rejected"] == Counter(reason for _, reason, _ in expected)
+    assert not Path(f"{store.path}.parts").exists()
 
 
 @pytest.mark.parametrize(
@@ -102,7 +106,7 @@ def test_bad_records_are_listed_inside_the_store_and_good_ones_stored(tmp_path, 
         ("in.csv", b"a,b", "unknown kind of input file; expected .jsonl or .jsonl.gz or .parquet; got .csv"),
         ("in.jsonl", b"{\n", "in.jsonl: no valid record in this file"),
         ("in.jsonl.gz", b"plain", "in.jsonl.gz:1: damaged gzip file"),
-        ("in.parquet", b"plain", "in.parquet:1: damaged Parquet file"),
+        ("in.parquet", b"plain", "in.parquet: damaged Parquet file"),
     ],
 )
 def test_an_unusable_file_is_one_clear_line(tmp_path, tokenizer_dir, name, data, message):

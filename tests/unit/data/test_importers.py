@@ -3,13 +3,15 @@
 import gzip
 import json
 from collections import Counter
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from megatron_offgrpo.data.importers import read_groups
-from megatron_offgrpo.data.rejects import RejectFile
+from megatron_offgrpo.data.importers import parse_record
+from megatron_offgrpo.data.readers import read_parts
+from megatron_offgrpo.data.rejects import RecordError, reject_of
 from megatron_offgrpo.errors import DataError
 from tests.unit.data.tiny import group, write_lines
 
@@ -22,12 +24,18 @@ SOLUTIONS = {
 }
 
 
-def read(tmp_path, *paths, **options):
-    rejects, ignored = RejectFile(tmp_path / "rejected.jsonl"), Counter()
-    groups = list(read_groups(list(paths), rejects, ignored, **options))
-    lines = [json.loads(line) for line in rejects.path.read_text().splitlines()]
-    assert rejects.counts == Counter(line["reason"] for line in lines)
-    return groups, lines, ignored
+def read(tmp_path, *paths, form="auto", answer_required=True):
+    """(valid groups, rejects, ignored fields) of the files."""
+    groups, rejected, ignored = [], [], Counter()
+    for path in paths:
+        for part in read_parts(path):
+            for where, record in part.records():
+                try:
+                    group = parse_record(record, ignored, form=form, answer_required=answer_required)
+                    groups.append(replace(group, origin=where))
+                except RecordError as error:
+                    rejected.append(vars(reject_of(where, None, error)))
+    return groups, rejected, ignored
 
 
 def test_our_form(tmp_path):
@@ -93,7 +101,7 @@ BAD_RECORDS = [
     (b'{"group_id": "\xff"}', "not UTF-8", "record"),
     ("[1, 2]", "wrong type", "record"),
     ("null", "wrong type", "record"),
-    ({"group_id": "bad", "problem": "P"}, "missing field", "trajectories or solutions"),
+    ({"group_id": "bad", "problem": "P"}, "missing field", "trajectories or solutions or target_lst or generations"),
     (without("group_id"), "missing field", "group_id"),
     (without("problem"), "missing field", "problem"),
     (without("answer"), "missing field", "answer"),
@@ -104,7 +112,7 @@ BAD_RECORDS = [
     (group("bad", problem=""), "empty field", "problem"),
     (group("bad", problem="\ud800"), "not UTF-8", "problem"),
     (group("bad", answer=""), "empty field", "answer"),
-    (group("bad", answer=[1]), "wrong type", "answer"),
+    (group("bad", answer=[1, 2]), "wrong type", "answer"),
     (group("bad", answer=float("nan")), "wrong type", "answer"),
     (group("bad", system=3), "wrong type", "system"),
     (group("bad", trajectories="text"), "wrong type", "trajectories"),
@@ -128,7 +136,6 @@ BAD_RECORDS = [
     (with_trajectory(sample_id=4), "wrong type", "trajectories[1].sample_id"),
     ({**SOLUTIONS, "solutions": [{"text": "T", "label": 2}]}, "unknown reward", "solutions[0].label"),
     ({**SOLUTIONS, "gold": ""}, "empty field", "gold"),
-    (group("first"), "duplicated group id", "group_id"),
 ]
 
 
@@ -147,15 +154,6 @@ def test_every_bad_record_is_listed_and_no_good_one_is_lost(tmp_path):
         assert reject["got"]
 
 
-def test_the_first_of_equal_ids_is_kept_across_files(tmp_path):
-    one = write_lines(tmp_path / "a.jsonl", [group("x", answer="1")])
-    two = write_lines(tmp_path / "b.jsonl", [group("x", answer="2"), group("y")])
-    groups, (reject,), _ = read(tmp_path, one, two)
-    assert [(group.group_id, group.answer) for group in groups] == [("x", "1"), ("y", "2")]
-    assert reject["where"] == f"{two}:1"
-    assert f"{one}:1" in reject["expected"]
-
-
 def test_an_answer_is_optional_where_labels_do_not_need_it(tmp_path):
     records = [without("answer"), group("g1", answer="")]
     groups, rejected, _ = read(tmp_path, write_lines(tmp_path / "a.jsonl", records), answer_required=False)
@@ -170,12 +168,14 @@ def test_byte_order_mark_blank_lines_and_windows_line_ends(tmp_path):
     assert groups[1].origin == f"{path}:3"
 
 
-def test_advance_adds_up_to_the_number_of_files(tmp_path):
-    lines = write_lines(tmp_path / "a.jsonl", [group("a"), group("b")])
-    pq.write_table(pa.Table.from_pylist([group("c"), group("d")]), tmp_path / "b.parquet")
-    shares = []
-    read(tmp_path, lines, tmp_path / "b.parquet", advance=shares.append)
-    assert sum(shares) == pytest.approx(2.0)
+def test_shares_of_a_file_grow_to_one(tmp_path):
+    lines = write_lines(tmp_path / "a.jsonl", [group(str(index)) for index in range(600)])
+    pq.write_table(pa.Table.from_pylist([group(str(index)) for index in range(600)]), tmp_path / "b.parquet")
+    for path in (lines, tmp_path / "b.parquet"):
+        shares = [part.share for part in read_parts(path)]
+        assert shares == sorted(shares)
+        assert len(shares) == 3
+        assert shares[-1] == 1.0
 
 
 def truncated_gzip(path):
@@ -189,17 +189,9 @@ def truncated_gzip(path):
         ("absent.jsonl", lambda path: None, "cannot read the input file"),
         ("folder.jsonl", lambda path: path.mkdir(), "cannot read the input file"),
         ("groups.txt", lambda path: write_lines(path, [group()]), r"unknown kind of input file; expected \.jsonl"),
-        ("empty.jsonl", lambda path: path.write_bytes(b""), "no valid record in this file.*got no record"),
-        ("empty.jsonl.gz", lambda path: path.write_bytes(b""), "no valid record in this file"),
-        (
-            "bad.jsonl",
-            lambda path: write_lines(path, ["{", "["]),
-            r"no valid record.*got 2 rejected, the last one .*:2: rec",
-        ),
         ("plain.jsonl.gz", lambda path: path.write_text("{}"), r"plain.jsonl.gz:1: damaged gzip file"),
         ("cut.jsonl.gz", truncated_gzip, r"cut.jsonl.gz:\d+: damaged gzip file"),
         ("bad.parquet", lambda path: path.write_text("{}"), "damaged Parquet file"),
-        ("other.parquet", lambda path: pq.write_table(pa.table({"x": [1]}), path), "no valid record.*fields x"),
     ],
 )
 def test_unusable_files(tmp_path, name, make, message):

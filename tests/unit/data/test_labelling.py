@@ -48,5 +48,8 @@ def test_agreement_is_counted_where_both_labels_exist(pool):
     counts.add(label_by_given(make("", "a", rewards=[1.0])))
     assert counts.as_counts() == {
         "labels": {"given": 1, "no_answer": 1, "ok": 4},
-        "agreement": {"compared": 4, "agree": 2, "given_1_computed_0": 1, "given_0_computed_1": 1},
+        "label_sources": {"given": 1, "math-verify": 5},
+        "agreement": {
+            "given, math-verify": {"compared": 4, "agree": 2, "given 1, math-verify 0": 1, "given 0, math-verify 1": 1}
+        },
     }

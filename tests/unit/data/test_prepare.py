@@ -3,6 +3,8 @@
 import json
 from dataclasses import replace
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from megatron_offgrpo.data.prepare import PrepareConfig, prepare, summary_lines
@@ -33,7 +35,7 @@ def config(tmp_path, tokenizer_dir):
         trajectories_per_group=4,
         max_prompt_tokens=100,
         max_response_tokens=60,
-        processes=1,
+        workers=1,
     )
 
 
@@ -54,24 +56,26 @@ def test_what_is_stored_and_counted(config):
     assert counts["trajectories"] == 9
     assert counts["trajectories_not_selected"] == 1
     assert counts["labels"] == {"no_answer": 1, "ok": 11}
-    assert counts["agreement"] == {"compared": 5, "agree": 3, "given_1_computed_0": 2, "given_0_computed_1": 0}
+    assert counts["agreement"] == {
+        "given, math-verify": {"compared": 5, "agree": 3, "given 1, math-verify 0": 2, "given 0, math-verify 1": 0}
+    }
     assert counts["rejected"] == {"malformed JSON": 1, "prompt too long": 1}
     assert counts["ignored_fields"] == {"benchmark": 1}
     assert counts["truncated"] == 1
     path = config.inputs[0]
     assert [(one["where"], one["group_id"]) for one in rejected(store)] == [(f"{path}:3", None), (f"{path}:5", "long")]
     text = "\n".join(summary_lines(store))
-    for expected in ("4: 2 all positive, 1 mixed, 1 all negative", "3 of 5 given labels (60.00 %)", "prompt too long 1",
-                     "1 more were not selected", "1 truncated", "benchmark 1"):  # fmt: skip
+    for expected in ("4: 2 all positive, 1 mixed, 1 all negative", "given, math-verify: 3 of 5 (60.00 %)",
+                     "prompt too long 1", "1 more were not selected", "1 truncated", "benchmark 1"):  # fmt: skip
         assert expected in text
 
 
 def test_given_and_majority_labels(config, tmp_path):
-    given = prepare(replace(config, label="given", output=str(tmp_path / "given")))
+    given = prepare(replace(config, labels=("given",), output=str(tmp_path / "given")))
     assert [given.row(index).group_id for index in range(given.num_groups)] == ["mixed"]
     assert given.rewards.tolist() == [1, 1, 1, 1]
     assert given.manifest.counts["rejected"]["no reward given"] == 4
-    majority = prepare(replace(config, label="majority", output=str(tmp_path / "majority")))
+    majority = prepare(replace(config, labels=("majority",), output=str(tmp_path / "majority")))
     # `bad`: one vote for 3, none for 2. `mixed`: 3 votes for 2, 2 for 3.
     assert majority.rewards.tolist() == [1, 0, 1, 0, 1, 1, 1, 0, 1]
 
@@ -79,7 +83,7 @@ def test_given_and_majority_labels(config, tmp_path):
 def test_a_finished_store_is_reused_until_something_changes(config, tmp_path):
     first = prepare(config)
     stamp = (first.path / "manifest.json").stat().st_mtime_ns
-    assert prepare(replace(config, processes=2)).path == first.path
+    assert prepare(replace(config, workers=2)).path == first.path
     assert (first.path / "manifest.json").stat().st_mtime_ns == stamp
     with pytest.raises(DataError, match=r"other inputs or settings.*--overwrite"):
         prepare(replace(config, trajectories_per_group=2))
@@ -112,7 +116,7 @@ def test_a_folder_that_is_no_store_is_never_replaced(config, tmp_path):
 
 
 def test_failures_leave_no_store_and_no_scratch(config, tmp_path):
-    with pytest.raises(DataError, match=r"every group was rejected.*prompt too long 5.*at most 1 tokens"):
+    with pytest.raises(DataError, match=r"no group is left.*prompt too long 5.*at most 1 tokens"):
         prepare(replace(config, max_prompt_tokens=1))
     with pytest.raises(DataError, match="no chat template"):
         prepare(replace(config, tokenizer=str(save_tokenizer(tmp_path / "plain", chat_template=None))))
@@ -124,10 +128,32 @@ def test_failures_leave_no_store_and_no_scratch(config, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("name", "make", "message"),
+    [
+        ("empty.jsonl", lambda path: path.write_bytes(b""), "no valid record in this file.*got no record"),
+        ("empty.jsonl.gz", lambda path: path.write_bytes(b""), "no valid record in this file"),
+        (
+            "bad.jsonl",
+            lambda path: write_lines(path, ["{", "["]),
+            r"no valid record.*got 2 rejected, the last one .*:2: rec",
+        ),
+        ("other.parquet", lambda path: pq.write_table(pa.table({"x": [1]}), path), "no valid record.*fields x"),
+    ],
+)
+def test_a_file_without_a_record_is_one_clear_error_even_beside_a_good_one(config, tmp_path, name, make, message):
+    make(tmp_path / name)
+    with pytest.raises(DataError, match=message) as caught:
+        prepare(replace(config, inputs=(*config.inputs, str(tmp_path / name))))
+    assert name in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["in.jsonl", name])
+
+
+@pytest.mark.parametrize(
     "change",
     [
         {"inputs": ()},
-        {"label": "guess"},
+        {"labels": ("guess",)},
         {"trajectories_per_group": 0},
         {"max_prompt_tokens": 0},
         {"max_response_tokens": -1},

@@ -1,0 +1,124 @@
+"""Rows of one solution each to groups: by the hash of the problem through files on disk, with flat memory."""
+
+import heapq
+import json
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from megatron_offgrpo.artifacts import atomic_folder, write_json_atomically
+from megatron_offgrpo.data.importers import meets, sharegpt_row
+from megatron_offgrpo.data.readers import Part, read_parts
+from megatron_offgrpo.data.rejects import RecordError, Reject, reject_of
+from megatron_offgrpo.data.sources import Source
+from megatron_offgrpo.progress import progress
+
+GROUPS_FILE, REJECTS_FILE, COUNTS_FILE = "groups.jsonl", "rejected.jsonl", "counts.json"
+BUCKET_BYTES = 32 << 20
+"""Of input, compressed or not; a bucket is held in memory once, and text takes a few times that."""
+MAX_BUCKETS = 256
+
+
+def is_sharegpt(source: Source, form: str) -> bool:
+    """Whether the source has rows of conversations: as told, or by its first readable record."""
+    if form != "auto":
+        return form == "sharegpt"
+    for part in source.parts():
+        for _, record in part.records():
+            if isinstance(record, dict):
+                return "conversations" in record and not {"trajectories", "solutions", "generations"} & set(record)
+    return False
+
+
+def grouped_parts(source: Source, folder: Path, conditions: list[tuple[list[str], str]]) -> Iterator[Part]:
+    """The parts of the source's groups, in the order in which their problems first appear.
+
+    `folder` keeps the grouped file, so that a second process or a second start does not group again.
+    """
+    if not (folder / COUNTS_FILE).is_file():
+        with atomic_folder(folder) as temporary:
+            _group(source, temporary, conditions)
+    for part in read_parts(folder / GROUPS_FILE):
+        yield replace(part, grouped=True)
+
+
+def grouping_rejects(folder: Path) -> Iterator[Reject]:
+    """The rows that the grouping left out."""
+    with (folder / REJECTS_FILE).open(encoding="ascii") as file:
+        for line in file:
+            yield Reject(**json.loads(line))
+
+
+def grouping_counts(folder: Path) -> dict[str, int]:
+    """`rows`, and `not_asked_for` among them."""
+    counts: dict[str, int] = json.loads((folder / COUNTS_FILE).read_text("utf-8"))
+    return counts
+
+
+def _group(source: Source, folder: Path, conditions: list[tuple[list[str], str]]) -> None:
+    num_bytes = source.num_bytes
+    num_buckets = MAX_BUCKETS if num_bytes is None else min(MAX_BUCKETS, 1 + num_bytes // BUCKET_BYTES)
+    buckets = [folder / f"bucket-{index:03d}.jsonl" for index in range(num_buckets)]
+    counts = _scatter(source, buckets, folder / REJECTS_FILE, conditions)
+    for bucket in buckets:
+        _gather(bucket)
+    with ExitStack() as stack, (folder / GROUPS_FILE).open("w", encoding="ascii") as out:
+        files = [stack.enter_context(bucket.open(encoding="ascii")) for bucket in buckets]
+        for line in heapq.merge(*files, key=lambda line: int(line[: line.index("\t")])):
+            out.write(line[line.index("\t") + 1 :])
+    for bucket in buckets:
+        bucket.unlink()
+    write_json_atomically(folder / COUNTS_FILE, counts)
+
+
+def _scatter(source: Source, buckets: list[Path], rejects: Path, conditions: Any) -> dict[str, int]:
+    """Each row into the bucket of its problem, with its number and place."""
+    number, counts, done = 0, Counter[str](), 0.0
+    with ExitStack() as stack:
+        files = [stack.enter_context(bucket.open("w", encoding="ascii")) for bucket in buckets]
+        rejected = stack.enter_context(rejects.open("w", encoding="ascii"))
+        advance = stack.enter_context(progress(f"group {source.name} (percent)", 100))
+        for part in source.parts():
+            for where, record in part.records():
+                counts["rows"] += 1
+                if not meets(record, conditions):
+                    counts["not_asked_for"] += 1
+                    continue
+                number += 1
+                try:
+                    key, row = _row(record)
+                except RecordError as error:
+                    rejected.write(json.dumps(asdict(reject_of(where, None, error))) + "\n")
+                    continue
+                files[zlib.crc32(key.encode()) % len(files)].write(json.dumps([number, key, where, row]) + "\n")
+            advance(100 * (part.share - done))
+            done = part.share
+    return dict(counts)
+
+
+def _row(record: Any) -> tuple[str, dict[str, Any]]:
+    if isinstance(record, RecordError):
+        raise record
+    if not isinstance(record, dict):
+        raise RecordError("wrong type", "record", expected="an object", got=record)
+    return sharegpt_row(record)
+
+
+def _gather(bucket: Path) -> None:
+    """Rewrites a bucket as lines `number of the first row TAB [place, group]`, ascending."""
+    groups: dict[str, tuple[int, str, dict[str, Any]]] = {}
+    with bucket.open(encoding="ascii") as file:
+        for line in file:
+            number, key, where, row = json.loads(line)
+            row["trajectories"][0]["sample_id"] = where
+            if key in groups:
+                groups[key][2]["trajectories"] += row["trajectories"]
+            else:
+                groups[key] = number, where, row
+    with bucket.open("w", encoding="ascii") as file:
+        for number, where, row in groups.values():
+            file.write(f"{number}\t{json.dumps([where, row])}\n")

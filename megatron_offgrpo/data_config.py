@@ -1,0 +1,82 @@
+"""The configuration of data preparation: what recipes for data fill in, and `offgrpo prepare` does."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+LabelMode = Literal["math-verify", "majority", "given"]
+SelectMode = Literal["released", "balanced", "random"]
+FormName = Literal["auto", "groups", "solutions", "verl", "openr1", "sharegpt"]
+
+
+@dataclass(frozen=True)
+class FilterConfig:
+    """What is left out although it can be used; by default nothing. All of it is listed in `removed.jsonl`."""
+
+    min_pass_rate: float = 0.0
+    """Least share of right answers among all labelled trajectories of a problem, before any is left out."""
+    max_pass_rate: float = 1.0
+    min_trajectories: int = 1
+    """Problems with fewer trajectories after the filters are left out."""
+    min_response_tokens: int = 0
+    """Trajectories with fewer tokens (EOS included) are left out."""
+    drop_truncated: bool = False
+    """Leave out trajectories longer than max_response_tokens instead of cutting them."""
+    drop_without_answer: bool = False
+    """Leave out trajectories in which no final answer is found."""
+    duplicate_trajectories: bool = False
+    """Keep the first of the trajectories of a problem whose texts are equal but for outer white space."""
+    duplicate_problems: bool = False
+    """Keep the first of the problems whose normalised texts are equal."""
+    near_duplicates: float | None = None
+    """Keep the first of problems that are linked by this Jaccard similarity of word 3-grams or more (0.8, say)."""
+    decontaminate: tuple[str, ...] = ()
+    """Benchmark files; problems that share an n-gram of words with one of theirs, or its text, are left out."""
+    decontaminate_words: int = 13
+    """n. Benchmark problems with fewer words count whole."""
+    max_foreign_share: float = 1.0
+    """Largest share of a text's letters outside the Latin and Greek scripts, of problems and of trajectories."""
+    max_compression_ratio: float | None = None
+    """Trajectories whose last 4000 characters zlib compresses by more than this are loops (12, say)."""
+    max_all_positive_share: float = 1.0
+    """Largest share of groups in the store in which every kept trajectory is right; the seed chooses which go."""
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    """What `offgrpo prepare` does."""
+
+    inputs: tuple[str, ...] = ()
+    """Files (.jsonl, .jsonl.gz, .parquet), folders of a Hugging Face dataset, or `hf:NAME`; read in this order."""
+    tokenizer: str = ""
+    """Hugging Face folder of the student; its tokenizer and chat template are used."""
+    output: str = ""
+    """Folder of the store."""
+    format: FormName = "auto"
+    """The form of the records; `auto` takes the first form whose fields a record has."""
+    split: str = "train"
+    """Split of a Hugging Face dataset; files have none."""
+    where: tuple[str, ...] = ()
+    """`field=value` conditions on raw records; others are counted as not asked for."""
+    labels: tuple[LabelMode, ...] = ("math-verify",)
+    """Where rewards come from, in order of preference: the first that a group can have. The others are compared."""
+    select: SelectMode = "released"
+    """Which K trajectories: alternating right and wrong, equally many of both, or at random."""
+    trajectories_per_group: int = 8
+    """K; longer groups are cut to K, shorter ones stay short."""
+    max_prompt_tokens: int = 1024
+    """Groups with a longer prompt are rejected."""
+    max_response_tokens: int = 31744
+    """Longer responses are cut; they keep their reward and have no EOS."""
+    filters: FilterConfig = field(default_factory=FilterConfig)
+    validation_share: float = 0.0
+    """Share of the groups set apart from training; near-duplicates stay on one side."""
+    seed: int = 0
+    """Of the random selection, the validation split and the all-positive groups left out."""
+    grading_timeout_seconds: float = 5.0
+    """CPU seconds for one solution."""
+    workers: int | None = None
+    """Processes; None takes one for each CPU this process may use."""
+    overwrite: bool = False
+    """Replace a store that was made from other inputs or settings."""
+    force: bool = False
+    """Make the store again even if it is finished and fits."""
