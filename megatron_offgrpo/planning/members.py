@@ -34,6 +34,8 @@ class Groups(Protocol):
     def on_policy(self) -> BoolArray: ...
     @property
     def truncated(self) -> BoolArray: ...
+    @property
+    def validation_groups(self) -> BoolArray: ...
 
 
 @dataclass(frozen=True)
@@ -69,8 +71,11 @@ class Signals:
 
 
 def epoch_members(store: Groups, plan: PlanConfig) -> Members:
-    """The trajectories of one epoch."""
+    """The trajectories of one epoch; groups set apart for validation have none."""
     trajectory, offsets = select_members(store.group_offsets, plan.trajectories_per_group, plan.short_groups)
+    sizes = np.diff(offsets)
+    trajectory = trajectory[np.repeat(~store.validation_groups, sizes)]
+    offsets = np.concatenate([[0], np.cumsum(np.where(store.validation_groups, 0, sizes))])
     responses = np.asarray(store.response_lengths, dtype=np.int64)[trajectory]
     return Members(
         trajectory=trajectory,

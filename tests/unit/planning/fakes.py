@@ -31,6 +31,7 @@ class FakeStore:
     on_policy: np.ndarray
     truncated: np.ndarray
     manifest: Manifest
+    validation_groups: np.ndarray
 
     @property
     def num_groups(self):
@@ -41,8 +42,8 @@ class FakeStore:
         return int(self.group_offsets[-1])
 
 
-def fake_store(group_sizes, prompt_lengths, response_lengths, rewards, truncated=()):
-    """prompt_lengths has one value a group, the others one a trajectory; `truncated` lists trajectories."""
+def fake_store(group_sizes, prompt_lengths, response_lengths, rewards, truncated=(), validation=()):
+    """prompt_lengths has one value a group, the others one a trajectory; `truncated` and `validation` are lists."""
     offsets = np.concatenate([[0], np.cumsum(group_sizes)]).astype(np.int64)
     num_trajectories = int(offsets[-1])
     return FakeStore(
@@ -53,6 +54,7 @@ def fake_store(group_sizes, prompt_lengths, response_lengths, rewards, truncated
         on_policy=np.zeros(num_trajectories, dtype=bool),
         truncated=np.isin(np.arange(num_trajectories), truncated),
         manifest=Manifest("store", "store-fingerprint"),
+        validation_groups=np.isin(np.arange(len(group_sizes)), validation),
     )
 
 
