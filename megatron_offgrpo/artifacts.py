@@ -15,7 +15,7 @@ from typing import Any, Literal
 from megatron_offgrpo import __version__
 from megatron_offgrpo.errors import CheckpointError, DataError
 
-Kind = Literal["store", "checkpoint", "reference", "plan", "run", "evaluation"]
+Kind = Literal["store", "checkpoint", "reference", "plan", "run", "evaluation", "groups"]
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 

@@ -125,3 +125,72 @@ def grade(
             f"{counts.rejected} line(s) rejected"
         ]
     )
+
+
+def generate(
+    model: Model,
+    problems: Annotated[str, typer.Option("--problems", help="File of problems with answers, or a benchmark's name.")],
+    output: Annotated[Path, typer.Option("--output", help="Folder for groups.jsonl, which `prepare` takes.")],
+    samples: Annotated[int, typer.Option("--samples", min=1, help="Solutions of each problem.")] = 8,
+    temperature: Annotated[float, typer.Option("--temperature", min=0.0)] = 1.0,
+    top_p: Annotated[float, typer.Option("--top-p", min=0.0, max=1.0)] = 1.0,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1)] = 32768,
+    system: System = None,
+    data_dir: Annotated[Path | None, typer.Option("--data-dir", help="Files of named benchmarks.")] = None,
+    source: Annotated[
+        str | None, typer.Option("--source", help="Who wrote them; by default the folder's name.")
+    ] = None,
+    on_policy: Annotated[bool, typer.Option("--on-policy", help="Mark them as the student's own.")] = False,
+    backend: BackendChoice = "auto",
+    precision: Precision = "auto",
+    tensor_parallel: TensorParallel = 1,
+    server_url: ServerUrl = None,
+    server_model: ServerModel = None,
+    concurrency: Concurrency = 64,
+    timeout_seconds: Timeout = 3600.0,
+    seed: Seed = 0,
+    shard: ShardOption = None,
+    force: Force = False,
+) -> None:
+    """Writes K solutions of each problem with their log-probs, as trajectory groups."""
+    from megatron_offgrpo.evaluation.generate import GenerateConfig
+    from megatron_offgrpo.evaluation.generate import generate as run
+    from megatron_offgrpo.evaluation.generation import BackendConfig
+    from megatron_offgrpo.evaluation.sample_log import parse_shard
+
+    engine = BackendConfig(
+        model, backend, precision, tensor_parallel, server_url, server_model, concurrency, timeout_seconds
+    )
+    config = GenerateConfig(
+        model=model,
+        problems=problems,
+        output=output,
+        samples=samples,
+        temperature=temperature,
+        top_p=top_p,
+        max_tokens=max_tokens,
+        seed=seed,
+        system=system,
+        data_dir=data_dir,
+        source=source,
+        on_policy=on_policy,
+        backend=engine,
+        force=force,
+    )
+    print_lines([f"{name:<24}{value}" for name, value in run(config, parse_shard(shard)).items()])
+
+
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of evaluations; the others are compared with the first.")],
+    output: Annotated[Path, typer.Option("--output", help="Folder for comparison.csv, .xlsx and .html.")],
+) -> None:
+    """Compares models that were evaluated on the same problems, and says whether a difference is within noise."""
+    from rich.console import Console
+
+    from megatron_offgrpo.reporting.comparison import write_comparison
+
+    tables, sentences = write_comparison(runs, output)
+    console = Console()
+    for table in tables:
+        console.print(table)
+    print_lines([*sentences, str(output / "comparison.html")])

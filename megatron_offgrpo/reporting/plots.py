@@ -73,7 +73,7 @@ def accuracy_plot(rows: Sequence[tuple[str, float, tuple[float, float] | None, s
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.grid(visible=False, axis="y")
         axes.tick_params(axis="y", length=0)
-        return _svg(figure, "accuracy")
+        return as_svg(figure, "accuracy")
 
 
 def curve_plot(name: str, title: str, unit: str, steps: Sequence[dict[str, float]], lines: Sequence[Line]) -> str:
@@ -99,7 +99,7 @@ def curve_plot(name: str, title: str, unit: str, steps: Sequence[dict[str, float
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
         if any(line.label for line, _ in drawn):
             axes.legend(loc="lower right", bbox_to_anchor=(1.02, 0.98), ncols=2, borderpad=0, columnspacing=1.2)
-        return _svg(figure, name)
+        return as_svg(figure, name)
 
 
 def length_plot(series: Sequence[tuple[str, Sequence[int], str]]) -> str:
@@ -120,7 +120,7 @@ def length_plot(series: Sequence[tuple[str, Sequence[int], str]]) -> str:
         axes.set_ylabel("share of responses")
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.legend(loc="upper right")
-        return _svg(figure, "lengths")
+        return as_svg(figure, "lengths")
 
 
 def bar_plot(name: str, rows: Sequence[tuple[str, float, str]], unit: str) -> str:
@@ -137,10 +137,10 @@ def bar_plot(name: str, rows: Sequence[tuple[str, float, str]], unit: str) -> st
         axes.margins(x=0.1)
         axes.grid(visible=False, axis="y")
         axes.tick_params(axis="y", length=0)
-        return _svg(figure, name)
+        return as_svg(figure, name)
 
 
-def _svg(figure: Figure, name: str) -> str:
+def as_svg(figure: Figure, name: str) -> str:
     """The figure as an SVG element whose ids are its own: several stand in one page."""
     buffer = io.StringIO()
     with rc_context({**STYLE, "svg.hashsalt": name}):
