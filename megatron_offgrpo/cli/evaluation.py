@@ -194,3 +194,30 @@ def compare(
     for table in tables:
         console.print(table)
     print_lines([*sentences, str(output / "comparison.html")])
+
+
+def check_weights(
+    store: Annotated[Path, typer.Option("--store", help="Folder of the store.")],
+    reference: Annotated[Path, typer.Option("--reference", help="Folder of the reference cache.")],
+    model: Model,
+    output: Annotated[Path, typer.Option("--output", help="JSON file for the result.")],
+    vllm: Annotated[bool, typer.Option("--vllm/--no-vllm", help="Also with vLLM.")] = True,
+    precision: Annotated[Literal["fp32", "bf16"], typer.Option("--precision", help="Of the back ends.")] = "fp32",
+    trajectories: Annotated[int, typer.Option("--trajectories", min=1, help="How many, spread over the store.")] = 32,
+    tensor_parallel: TensorParallel = 1,
+) -> None:
+    """Compares the trainer's log-probs of cached trajectories with those of Hugging Face and vLLM."""
+    from megatron_offgrpo.evaluation.generation import BackendConfig
+    from megatron_offgrpo.evaluation.weight_check import check_weights as run
+
+    engines = [BackendConfig(model, "hf", precision)]
+    if vllm:
+        engines.append(BackendConfig(model, "vllm", precision, tensor_parallel))
+    result = run(store, reference, model, engines, trajectories, output)
+    lines = [f"{result['tokens']} tokens of {result['trajectories']} trajectories"]
+    for pair in result["pairs"]:
+        lines.append(
+            f"{pair['first']} and {pair['second']}: mean difference {pair['mean_abs']:.3g}, "
+            f"largest {pair['max_abs']:.3g} nats"
+        )
+    print_lines(lines)

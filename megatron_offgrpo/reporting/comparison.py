@@ -98,8 +98,9 @@ def _shown(value: Any, kind: str) -> str:
 def _page(runs: list[Run], found: list[Difference]) -> str:
     noise = [one for one in found if one.adjusted_p >= SIGNIFICANT]
     num_problems = len(runs[0].problems)
+    others = runs[1].label if len(found) == 1 else f"{len(found)} models"
     sections = [
-        f"<h1>{escape(runs[1].label if len(found) == 1 else f'{len(found)} models')} against {escape(runs[0].label)}</h1>",
+        f"<h1>{escape(others)} against {escape(runs[0].label)}</h1>",
         *(paragraph(sentence(runs[0], one), "verdict") for one in found),
         *(f'<div class="notice">{paragraph(_notice(one, runs[0]))}</div>' for one in noise),
         tiles(
