@@ -15,11 +15,11 @@ import pyarrow.compute as pc
 
 from megatron_offgrpo.artifacts import Manifest, fingerprint_of, read_manifest
 from megatron_offgrpo.data.store_schema import SCHEMA, StoreRow, composition
-from megatron_offgrpo.data.store_writer import GROUPS_FOLDER, REJECTED_FILE, REMOVED_FILE, write_batches, write_rows
+from megatron_offgrpo.data.store_writer import GROUPS_FOLDER, LIST_FILES, write_batches, write_rows
 from megatron_offgrpo.errors import DataError
 from megatron_offgrpo.types import BoolArray, FloatArray, IntArray, TokenizedTrajectory
 
-__all__ = ["REJECTED_FILE", "REMOVED_FILE", "StoreRow", "TrajectoryStore", "composition", "write_store"]
+__all__ = ["StoreRow", "TrajectoryStore", "composition", "write_store"]
 
 REMEDY = "run `offgrpo prepare` again"
 
@@ -104,6 +104,12 @@ class TrajectoryStore:
         return self._flat("on_policy", np.bool_)
 
     @cached_property
+    def has_behaviour_logprobs(self) -> BoolArray:
+        """bool [num_trajectories]; log-probs of the generator came with the trajectory."""
+        chunks = [chunk.flatten().is_valid() for chunk in self.table["behaviour_logprobs"].chunks]
+        return np.concatenate([np.zeros(0, np.bool_), *(chunk.to_numpy(zero_copy_only=False) for chunk in chunks)])
+
+    @cached_property
     def truncated(self) -> BoolArray:
         """bool [num_trajectories]; the response was cut and has no EOS."""
         return self._flat("truncated", np.bool_)
@@ -164,7 +170,7 @@ def write_store(
             inputs=inputs,
             counts=counts,
             config=config,
-            lists={REJECTED_FILE: empty, REMOVED_FILE: empty},
+            lists=dict.fromkeys(LIST_FILES, empty),
         )
     return TrajectoryStore.open(path)
 

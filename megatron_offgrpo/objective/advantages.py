@@ -1,6 +1,6 @@
 """Group-relative advantages: (rewards_G, on_policy_G) -> A_G in float64, one group at a time; NumPy only.
 
-In every mode a group with one trajectory has no other to compare with and gets A = r.
+A group with one trajectory has no other to compare with and gets A = r in every mode but `signed`, which never compares.
 """
 
 import itertools
@@ -47,6 +47,11 @@ def asymmetric(rewards_G: FloatArray, on_policy_G: BoolArray, *, value: float) -
 def raw(rewards_G: FloatArray, on_policy_G: BoolArray) -> FloatArray:
     """A = r."""
     return rewards_G.copy()
+
+
+def signed(rewards_G: FloatArray, on_policy_G: BoolArray) -> FloatArray:
+    """A = 2 r - 1: 1 for a right trajectory, -1 for a wrong one, whatever the others of the group are."""
+    return 2.0 * rewards_G - 1.0
 
 
 def on_policy_baseline(rewards_G: FloatArray, on_policy_G: BoolArray) -> FloatArray:

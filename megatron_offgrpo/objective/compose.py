@@ -17,7 +17,7 @@ from torch import Tensor
 
 from megatron_offgrpo.config import ObjectiveConfig
 from megatron_offgrpo.metrics import Max, Mean, Metric, Metrics, Sum
-from megatron_offgrpo.objective.surrogates import unit_of
+from megatron_offgrpo.objective.needs import needs_of
 
 ReduceTrajectories = Callable[[Tensor], Tensor]
 
@@ -36,7 +36,9 @@ class TokenTerms:
     mu: Tensor
     """Behaviour log-prob; 0 where unknown."""
     ref: Tensor
-    """Reference log-prob; zeros where beta is 0."""
+    """Reference log-prob; zeros where no term reads it."""
+    on_policy: Tensor
+    """bool [R], the row's trajectory is the student's own."""
     advantage: Tensor
     """A of the row's trajectory."""
     reward: Tensor
@@ -46,8 +48,11 @@ class TokenTerms:
     kl_weight: Tensor
     """v_t."""
     trajectory: Tensor
-    """long [R], index of the row's trajectory in the pack, 0 to num_trajectories - 1."""
-    num_trajectories: int
+    """long [R], index of the row's trajectory in the pack, 0 to K - 1."""
+    trajectory_advantage: Tensor
+    """[K], A of each trajectory of the pack; under context parallelism also of those without a row here."""
+    group_bounds: tuple[int, ...]
+    """(0, ..., K): group g of the pack has the trajectories group_bounds[g] to group_bounds[g + 1] - 1."""
 
 
 class StackedMetrics(NamedTuple):
@@ -91,8 +96,8 @@ def offline_grpo_loss(
 
     Args:
         terms: the rows of this rank; rows of one trajectory may lie on several context-parallel ranks.
-        reduce_trajectories: sums a tensor [num_trajectories] over the context-parallel ranks, in the forward AND in
-            the backward pass (every rank's rows depend on the sum). Called only for surrogates of unit trajectory.
+        reduce_trajectories: sums a tensor [K] over the context-parallel ranks, in the forward AND in the backward
+            pass (every rank's rows depend on the sum). Called only for surrogates of unit trajectory or group.
 
     Returns:
         The scalar loss in the rows' dtype, and detached metrics.
@@ -135,16 +140,36 @@ def results(metrics: Metrics) -> dict[str, float]:
     return values
 
 
+def needs_reference(objective: ObjectiveConfig) -> bool:
+    """Whether the loss reads reference log-probs: for its KL term, or inside the surrogate."""
+    return bool(objective.beta) or "ref" in needs_of(objective.surrogate).takes
+
+
 def _surrogate(terms: TokenTerms, logp: Tensor, function: Callable[..., Any], reduce: ReduceTrajectories) -> Tensor:
-    """The surrogate of each row [R]; a trajectory's value stands in each of its rows."""
-    if unit_of(function) == "token":
-        return function(logp, terms.mu, terms.advantage)
+    """The surrogate of each row [R]; the value of a trajectory or group stands in each of its rows."""
+    needs = needs_of(function)
+    if needs.unit == "token":
+        return function(logp, terms.mu, terms.advantage, **{name: getattr(terms, name) for name in needs.takes})
 
     def summed(rows: Tensor) -> Tensor:
-        sums_K = torch.zeros(terms.num_trajectories, dtype=rows.dtype, device=rows.device)
-        return reduce(sums_K.index_add(0, terms.trajectory, rows))[terms.trajectory]
+        sums_K = rows.new_zeros(len(terms.trajectory_advantage))
+        return reduce(sums_K.index_add(0, terms.trajectory, rows))
 
-    return function(summed(logp), summed(terms.mu), terms.advantage, summed(torch.ones_like(terms.mu)))
+    logp_K, mu_K = summed(logp), summed(terms.mu)
+    # An empty response has no rows, but is a member of its group: its sums are 0, and no mean is taken over 0 tokens.
+    num_tokens_K = summed(torch.ones_like(terms.mu)).clamp(min=1.0)
+    arguments = (logp_K, mu_K, terms.trajectory_advantage, num_tokens_K)
+    extra = {name: summed(getattr(terms, name)) for name in needs.takes}
+    if needs.unit == "trajectory":
+        return function(*arguments, **extra)[terms.trajectory]
+    values_K = [
+        function(*(vector[part] for vector in arguments), **{name: vector[part] for name, vector in extra.items()})
+        .reshape(1)
+        .expand(part.stop - part.start)
+        for part in map(slice, terms.group_bounds[:-1], terms.group_bounds[1:])
+    ]
+    # A zero-weight pack has no group; its loss stays part of the graph.
+    return torch.cat([logp_K[:0], *values_K])[terms.trajectory]
 
 
 def _surrogate_gradient(terms: TokenTerms, function: Callable[..., Any], reduce: ReduceTrajectories) -> Tensor:

@@ -1,41 +1,14 @@
-"""Surrogates: pure functions (logp, mu, advantage) -> loss per token, elementwise, any shape.
+"""Surrogates of unit token: pure functions (logp, mu, advantage) -> loss per token, elementwise, any shape.
 
 rho = exp(logp - mu), where mu is the behaviour log-prob of the token, or 0 (the log of 1) where none is known; then
-rho is the probability itself. A recipe binds keywords with functools.partial. A function whose unit is the
-trajectory takes sums over the trajectory in place of token values; see `unit`.
+rho is the probability itself. A recipe binds keywords with functools.partial. What a function needs besides is
+declared (`needs`); `trajectory_surrogates` has those on whole trajectories and groups.
 """
-
-import functools
-from collections.abc import Callable
-from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
-Unit = Literal["token", "trajectory"]
-Function = TypeVar("Function", bound=Callable[..., Any])
-
-
-def unit(name: Unit) -> Callable[[Function], Function]:
-    """Declares what one value of a surrogate belongs to; without it, a token.
-
-    token: f(logp, mu, advantage). trajectory: f(logp, mu, advantage, num_tokens), where logp and mu are summed over
-    the num_tokens response tokens of the trajectory; each of its tokens then carries the trajectory's value, so that
-    `sequence` weights 1 / (B |o_i|) average over trajectories.
-    """
-
-    def declare(function: Function) -> Function:
-        function.unit = name  # type: ignore[attr-defined]
-        return function
-
-    return declare
-
-
-def unit_of(surrogate: Callable[..., Any]) -> Unit:
-    """The unit that a surrogate, or a functools.partial of one, declares."""
-    while isinstance(surrogate, functools.partial):
-        surrogate = surrogate.func
-    return getattr(surrogate, "unit", "token")
+from megatron_offgrpo.objective.needs import needs
 
 
 def linear(logp: Tensor, mu: Tensor, advantage: Tensor) -> Tensor:
@@ -108,24 +81,59 @@ def dft(logp: Tensor, mu: Tensor, advantage: Tensor) -> Tensor:
     return torch.where(advantage > 0, -torch.exp(logp).detach() * logp, torch.zeros_like(logp))
 
 
-@unit("trajectory")
-def gspo(
+def redi(logp: Tensor, mu: Tensor, advantage: Tensor, *, alpha: float = 0.8) -> Tensor:
+    """-logp where A > 0, alpha * logp where A < 0, else 0; the size of A does not matter, mu is not used.
+
+    With `sequence` weights each trajectory counts by the mean over its tokens. Source: Reinforcement Distillation
+    (Xu et al. 2025, eq. 6), which applies it after supervised fine-tuning, with alpha = 0.8.
+    """
+    return torch.where(advantage > 0, -logp, torch.where(advantage < 0, alpha * logp, torch.zeros_like(logp)))
+
+
+@needs(behaviour="required")
+def ppo(
     logp: Tensor,
     mu: Tensor,
     advantage: Tensor,
-    num_tokens: Tensor,
     *,
-    epsilon_low: float = 3e-4,
-    epsilon_high: float = 4e-4,
+    epsilon_low: float = 0.2,
+    epsilon_high: float = 0.2,
+    dual_clip: float | None = None,
 ) -> Tensor:
-    """-min[s * A, clip(s, 1 - epsilon_low, 1 + epsilon_high) * A], s = exp((sum logp - sum mu) / num_tokens).
+    """-min[rho * A, clip(rho, 1 - epsilon_low, 1 + epsilon_high) * A]; where A < 0, at most -dual_clip * A.
 
     Args:
-        logp, mu: sums over the trajectory's response tokens.
-        num_tokens: its number of response tokens.
-
-    It compares with the behaviour policy and means little without its log-probs (mu = 0 gives s = the geometric mean
-    probability, which is clipped almost always). Source: Zheng et al. 2025, with the clip range of its experiments.
+        epsilon_low, epsilon_high: equal in PPO (Schulman et al. 2017, eq. 7); DAPO's clip-higher has 0.2 and 0.28 (Yu
+            et al. 2025, eq. 8).
+        dual_clip: c > 1 of dual-clip PPO (Ye et al. 2020, eq. 5), or None.
     """
-    ratio = torch.exp((logp - mu) / num_tokens)
-    return -torch.minimum(ratio * advantage, ratio.clamp(1.0 - epsilon_low, 1.0 + epsilon_high) * advantage)
+    rho = torch.exp(logp - mu)
+    value = torch.minimum(rho * advantage, rho.clamp(1.0 - epsilon_low, 1.0 + epsilon_high) * advantage)
+    if dual_clip is not None:
+        value = torch.where(advantage < 0, torch.maximum(value, dual_clip * advantage), value)
+    return -value
+
+
+def cispo(logp: Tensor, mu: Tensor, advantage: Tensor, *, max_ratio: float = 5.0) -> Tensor:
+    """-A * sg(min(rho, max_ratio)) * logp: the weight is clipped, and no token loses its gradient.
+
+    Source: CISPO (MiniMax 2025, "MiniMax-M1", eq. 4), without a lower bound as in its experiments; 5 is the bound of
+    ScaleRL (Khatri et al. 2025).
+    """
+    return -advantage * torch.exp(logp - mu).detach().clamp(max=max_ratio) * logp
+
+
+@needs(takes=("on_policy",), behaviour="on_policy")
+def mixed(
+    logp: Tensor,
+    mu: Tensor,
+    advantage: Tensor,
+    *,
+    on_policy: Tensor,
+    gamma: float = 0.1,
+    epsilon_low: float = 0.2,
+    epsilon_high: float = 0.2,
+) -> Tensor:
+    """`ppo` on the student's own trajectories, `shaped` on the teacher's (LUFFY: Yan et al. 2025, eq. 4 and 7)."""
+    own = ppo(logp, mu, advantage, epsilon_low=epsilon_low, epsilon_high=epsilon_high)
+    return torch.where(on_policy, own, shaped(logp, mu, advantage, gamma=gamma))

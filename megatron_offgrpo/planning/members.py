@@ -6,8 +6,10 @@ from typing import Protocol
 import numpy as np
 
 from megatron_offgrpo.artifacts import Manifest
-from megatron_offgrpo.config import ObjectiveConfig, PlanConfig, WeightMode
+from megatron_offgrpo.config import ObjectiveConfig, PlanConfig, WeightMode, to_dict
+from megatron_offgrpo.errors import ConfigError
 from megatron_offgrpo.objective.advantages import group_advantages
+from megatron_offgrpo.objective.needs import needs_of
 from megatron_offgrpo.objective.weights import trajectory_weights
 from megatron_offgrpo.planning.schedule import select_members
 from megatron_offgrpo.types import BoolArray, FloatArray, IntArray
@@ -32,6 +34,8 @@ class Groups(Protocol):
     def rewards(self) -> FloatArray: ...
     @property
     def on_policy(self) -> BoolArray: ...
+    @property
+    def has_behaviour_logprobs(self) -> BoolArray: ...
     @property
     def truncated(self) -> BoolArray: ...
     @property
@@ -84,6 +88,27 @@ def epoch_members(store: Groups, plan: PlanConfig) -> Members:
         tokens=np.asarray(store.prompt_lengths, dtype=np.int64)[trajectory] + responses,
         response_tokens=responses,
     )
+
+
+def require_behaviour_logprobs(store: Groups, members: Members, objective: ObjectiveConfig) -> None:
+    """Refuses trajectories without behaviour log-probs where the surrogate compares with the behaviour policy.
+
+    Raises:
+        ConfigError: counting them.
+    """
+    rule = needs_of(objective.surrogate).behaviour
+    if rule not in ("required", "on_policy"):
+        return
+    wanted = members.trajectory if rule == "required" else members.trajectory[store.on_policy[members.trajectory]]
+    missing = np.unique(wanted[~store.has_behaviour_logprobs[wanted]])
+    if len(missing):
+        raise ConfigError(
+            f"this surrogate compares with the policy that wrote the trajectories, and {len(missing)} of "
+            f"{len(np.unique(wanted))} have no log-probs of it; the first is trajectory {missing[0]}",
+            where=f"objective.surrogate = {to_dict(objective)['surrogate']}",
+            expected="behaviour log-probs" + ("" if rule == "required" else " of on-policy trajectories"),
+            remedy="generate the trajectories with `offgrpo generate`, which keeps them, or take another surrogate",
+        )
 
 
 def member_signals(store: Groups, members: Members, objective: ObjectiveConfig) -> Signals:

@@ -8,6 +8,7 @@ import numpy as np
 from megatron_offgrpo.errors import ConfigError
 from megatron_offgrpo.types import IntArray
 
+PLURAL = {"trajectory": "trajectories", "group": "groups"}
 FILL_SEARCH_LIMIT = 2048
 """Steps with more sequences than this are not searched beyond best fit, which reaches the bound on them in practice."""
 
@@ -43,6 +44,28 @@ def pack(lengths: IntArray, max_tokens: int, *, names: Sequence[int] | IntArray 
     return sorted(sorted(members) for members in packs)
 
 
+def pack_groups(
+    lengths: IntArray, sizes: IntArray, max_tokens: int, *, names: Sequence[int] | IntArray | None = None
+) -> list[list[int]]:
+    """As `pack`, with whole groups: all members of a group share a pack.
+
+    Args:
+        lengths: int [n], tokens of the sequences, groups one after another.
+        sizes: int [g], members of each group, all above 0.
+        names: store indices of the groups, for the error message.
+
+    Raises:
+        ConfigError: a group has more tokens than `max_tokens`.
+    """
+    starts = np.cumsum(sizes) - sizes
+    group_tokens = np.add.reduceat(lengths, starts) if len(sizes) else lengths
+    _require_fit(group_tokens, max_tokens, names, what="group")
+    return [
+        [position for group in groups for position in range(starts[group], starts[group] + sizes[group])]
+        for groups in pack(group_tokens, max_tokens)
+    ]
+
+
 def lower_bound(lengths: IntArray, max_tokens: int) -> int:
     """Packs that any packing needs: the best of Martello & Toth's bounds L2 over all thresholds (1990, section 8.3).
 
@@ -63,13 +86,15 @@ def lower_bound(lengths: IntArray, max_tokens: int) -> int:
     return max(1, int((num_over_half + -(-excess // max_tokens)).max()))
 
 
-def _require_fit(lengths: IntArray, max_tokens: int, names: Sequence[int] | IntArray | None) -> None:
+def _require_fit(
+    lengths: IntArray, max_tokens: int, names: Sequence[int] | IntArray | None, what: str = "trajectory"
+) -> None:
     too_long = np.flatnonzero(lengths > max_tokens)
     if len(too_long):
         worst = too_long[np.argmax(lengths[too_long])]
         name = int(worst if names is None else names[worst])
         raise ConfigError(
-            f"{len(too_long)} trajectories do not fit into a pack; the longest is trajectory {name}",
+            f"{len(too_long)} {PLURAL[what]} of a step do not fit into a pack; the longest is {what} {name}",
             where="plan.max_pack_tokens",
             expected=f"at most {max_tokens} tokens of prompt and response",
             got=f"{int(lengths[worst])} tokens",

@@ -13,8 +13,17 @@ import numpy.typing as npt
 from megatron_offgrpo.artifacts import Manifest, atomic_folder, fingerprint_of, read_manifest, write_manifest
 from megatron_offgrpo.config import ObjectiveConfig, PlanConfig, to_dict
 from megatron_offgrpo.errors import ConfigError, DataError
-from megatron_offgrpo.planning.members import Groups, Members, Signals, epoch_members, member_signals, step_weights
-from megatron_offgrpo.planning.packing import pack
+from megatron_offgrpo.objective.needs import needs_of
+from megatron_offgrpo.planning.members import (
+    Groups,
+    Members,
+    Signals,
+    epoch_members,
+    member_signals,
+    require_behaviour_logprobs,
+    step_weights,
+)
+from megatron_offgrpo.planning.packing import pack, pack_groups
 from megatron_offgrpo.planning.schedule import epoch_steps, ranges
 from megatron_offgrpo.progress import progress
 from megatron_offgrpo.types import FloatArray, IntArray
@@ -24,6 +33,7 @@ ARRAYS_FILE = "plan.npz"
 REMEDY = "run `offgrpo plan` again"
 ARRAYS = {
     "trajectory": np.int64,
+    "group": np.int64,
     "step": np.int32,
     "pack": np.int32,
     "advantage": np.float64,
@@ -56,6 +66,8 @@ class Plan:
     manifest: Manifest
     trajectory: IntArray
     """[N] store index."""
+    group: IntArray
+    """[N] group of the store; members of a group lie side by side in a pack."""
     step: Int32Array
     """[N] optimizer step."""
     pack: Int32Array
@@ -112,6 +124,7 @@ def build_plan(store: Groups, plan: PlanConfig, objective: ObjectiveConfig) -> P
     """
     _check_settings(plan)
     members = epoch_members(store, plan)
+    require_behaviour_logprobs(store, members, objective)
     signals = member_signals(store, members, objective)
     groups = members.groups
     if plan.drop_silent_groups:
@@ -123,7 +136,7 @@ def build_plan(store: Groups, plan: PlanConfig, objective: ObjectiveConfig) -> P
     num_packs = 0
     with progress("plan", plan.epochs * len(groups)) as advance:
         for epoch in range(plan.epochs):
-            for places, packs in _epoch_packs(plan, members, groups, epoch):
+            for places, packs in _epoch_packs(plan, objective, members, groups, epoch):
                 parts.append(_step_arrays(objective, members, signals, places, packs))
                 parts[-1]["step"] += len(parts) - 1
                 parts[-1]["pack"] += num_packs
@@ -149,7 +162,8 @@ def build_plan(store: Groups, plan: PlanConfig, objective: ObjectiveConfig) -> P
 def plan_settings(plan: PlanConfig, objective: ObjectiveConfig) -> dict[str, Any]:
     """The settings that a plan depends on, as they stand in its manifest."""
     values = to_dict(objective)
-    return {"plan": to_dict(plan), "objective": {name: values[name] for name in OBJECTIVE_FIELDS}}
+    wanted = {name: values[name] for name in OBJECTIVE_FIELDS} | {"unit": needs_of(objective.surrogate).unit}
+    return {"plan": to_dict(plan), "objective": wanted}
 
 
 def save_plan(plan: Plan, path: str | Path) -> None:
@@ -204,7 +218,7 @@ def require_settings(plan: Plan, plan_config: PlanConfig, objective: ObjectiveCo
                 )
 
 
-def reference_order(store: Groups, plan: PlanConfig) -> list[list[int]]:
+def reference_order(store: Groups, plan: PlanConfig, objective: ObjectiveConfig) -> list[list[int]]:
     """Packs of store indices that cover every trajectory: those of the plan's epoch 0, then packs of the rest.
 
     The first packs are the plan's own, so that a trajectory's reference is computed in the very pack in which the
@@ -215,7 +229,7 @@ def reference_order(store: Groups, plan: PlanConfig) -> list[list[int]]:
     members = epoch_members(store, plan)
     order = [
         members.trajectory[places[positions]].tolist()
-        for places, packs in _epoch_packs(plan, members, members.groups, epoch=0)
+        for places, packs in _epoch_packs(plan, objective, members, members.groups, epoch=0)
         for positions in packs
     ]
     rest = np.setdiff1d(np.arange(store.num_trajectories), members.trajectory)
@@ -224,13 +238,17 @@ def reference_order(store: Groups, plan: PlanConfig) -> list[list[int]]:
 
 
 def _epoch_packs(
-    plan: PlanConfig, members: Members, groups: IntArray, epoch: int
+    plan: PlanConfig, objective: ObjectiveConfig, members: Members, groups: IntArray, epoch: int
 ) -> Iterator[tuple[IntArray, list[list[int]]]]:
     """Each step of an epoch: places of its members, and its packs as positions in those places."""
     steps = epoch_steps(groups, seed=plan.seed, epoch=epoch, shuffle=plan.shuffle, groups_per_step=plan.groups_per_step)
     for step in steps:
-        places = ranges(members.offsets[step], members.offsets[step + 1] - members.offsets[step])
-        yield places, pack(members.tokens[places], _capacity(plan), names=members.trajectory[places])
+        sizes = members.offsets[step + 1] - members.offsets[step]
+        places = ranges(members.offsets[step], sizes)
+        if needs_of(objective.surrogate).unit == "group":
+            yield places, pack_groups(members.tokens[places], sizes, _capacity(plan), names=step)
+        else:
+            yield places, pack(members.tokens[places], _capacity(plan), names=members.trajectory[places])
 
 
 def _step_arrays(
@@ -243,6 +261,7 @@ def _step_arrays(
     kl_mode = objective.weight if objective.kl_weight is None else objective.kl_weight
     return {
         "trajectory": members.trajectory[ordered],
+        "group": members.group[ordered],
         "step": np.zeros(len(order), dtype=np.int64),
         "pack": np.repeat(np.arange(len(packs)), sizes),
         "advantage": signals.advantage[ordered],
@@ -269,7 +288,8 @@ def _counts(
         "response_tokens": int(arrays["response_tokens"].sum(dtype=np.int64)),
         "groups_per_epoch": len(groups),
         "silent_groups_dropped": len(members.groups) - len(groups),
-        "trajectories_cut": store.num_trajectories - distinct,
+        "validation_groups": int(store.validation_groups.sum()),
+        "trajectories_cut": int(np.diff(store.group_offsets)[~store.validation_groups].sum()) - distinct,
         "trajectories_repeated": len(members.trajectory) - distinct,
         "trajectories_masked": int(signals.masked.sum()),
         "trajectories_empty": int((members.response_tokens == 0).sum()),

@@ -23,6 +23,7 @@ class Member:
     """A trajectory's part in a pack."""
 
     trajectory: int
+    group: int = 0
     advantage: float = 0.0
     reward: float = 0.0
     weight: float = 0.0
@@ -38,12 +39,15 @@ class Batch:
     model_input: ModelInput
     mu: Tensor
     ref: Tensor
+    on_policy: Tensor
     advantage: Tensor
     reward: Tensor
     weight: Tensor
     kl_weight: Tensor
     trajectory: Tensor
     """[R] int64, the row's place in `members`."""
+    member_advantage: Tensor
+    """[K] fp32, A of each of `members`."""
     members: tuple[Member, ...]
     row_places: npt.NDArray[np.int64]
     """[R], the row's place among all response tokens of the pack, of which a context-parallel rank has some."""
@@ -55,12 +59,14 @@ class Batch:
             entropy=entropy,
             mu=self.mu,
             ref=self.ref,
+            on_policy=self.on_policy,
             advantage=self.advantage,
             reward=self.reward,
             weight=self.weight,
             kl_weight=self.kl_weight,
             trajectory=self.trajectory,
-            num_trajectories=len(self.members),
+            trajectory_advantage=self.member_advantage,
+            group_bounds=_group_bounds([member.group for member in self.members]),
         )
 
 
@@ -69,6 +75,7 @@ def members_of(plan: Plan, pack: int) -> list[Member]:
     return [
         Member(
             trajectory=int(plan.trajectory[i]),
+            group=int(plan.group[i]),
             advantage=float(plan.advantage[i]),
             reward=float(plan.reward[i]),
             weight=float(plan.weight[i]),
@@ -127,6 +134,7 @@ def build_batch(
     def of_members(values: list[float]) -> Tensor:
         return of_rows(np.repeat(np.asarray(values, np.float64), lengths))
 
+    indices = np.asarray([member.trajectory for member in members], dtype=np.int64)
     model_input = ModelInput(
         ids_1T=_tensor(np.concatenate(ids)[own], torch.int64, device)[None],
         positions_T=_tensor(positions[own], torch.int64, device),
@@ -139,14 +147,22 @@ def build_batch(
         model_input=model_input,
         mu=of_rows(_joined(mu)),
         ref=of_rows(_joined(ref)),
+        on_policy=of_rows(np.repeat(store.on_policy[indices], lengths), torch.bool),
         advantage=of_members([m.advantage for m in members]),
         reward=of_members([m.reward for m in members]),
         weight=of_members([m.weight for m in members]),
         kl_weight=of_members([m.kl_weight for m in members]),
         trajectory=of_rows(np.repeat(np.arange(len(members)), lengths), torch.int64),
+        member_advantage=_tensor(np.asarray([m.advantage for m in members]), torch.float32, device),
         members=tuple(members),
         row_places=row_places,
     )
+
+
+def _group_bounds(groups: list[int]) -> tuple[int, ...]:
+    """(0, ..., K) where the group changes; the plan lays a group's members side by side."""
+    changes = [place for place in range(1, len(groups)) if groups[place] != groups[place - 1]]
+    return (0, *changes, len(groups)) if groups else (0,)
 
 
 def _joined(parts: list[npt.NDArray]) -> npt.NDArray:

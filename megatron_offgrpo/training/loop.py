@@ -15,7 +15,7 @@ from megatron_offgrpo.artifacts import Manifest, fingerprint_of, require_input
 from megatron_offgrpo.config import RunConfig, to_dict
 from megatron_offgrpo.data.store import TrajectoryStore
 from megatron_offgrpo.model.hf_config import Architecture, read_architecture
-from megatron_offgrpo.objective.compose import results
+from megatron_offgrpo.objective.compose import needs_reference, results
 from megatron_offgrpo.outcome import report_step
 from megatron_offgrpo.parallel.runtime import Placement
 from megatron_offgrpo.planning.assignment import assign
@@ -39,7 +39,7 @@ class Inputs:
     store: TrajectoryStore
     plan: Plan
     reference: ReferenceCache | None
-    """None where beta is 0."""
+    """None where the objective does not read it."""
     initial: Path
     """Checkpoint the run starts from."""
     manifest: Manifest
@@ -63,7 +63,7 @@ def open_inputs(run: RunConfig) -> Inputs:
     require_settings(plan, run.plan, run.objective, where=run.paths.plan)
     initial, weights = checkpoint.require_latest(run.paths.megatron)
     reference = None
-    if run.objective.beta:
+    if needs_reference(run.objective):
         wanted = inputs_of(store, weights.fingerprint, run.model.precision)
         reference = open_reference(run.paths.reference, store, wanted, recipe=run.name)
     fingerprints = {

@@ -57,7 +57,7 @@ def reference_logprobs(student: Student, store: TrajectoryStore, run: RunConfig,
     The packs are those of the plan's first epoch, then packs of what that epoch leaves out: at the same layout step 0
     computes the very same packs, and its log-probs equal the reference to the bit.
     """
-    packs = reference_order(store, run.plan)
+    packs = reference_order(store, run.plan, run.objective)
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(store.response_lengths)])
     lengths = store.prompt_lengths + store.response_lengths
     costs = [float(lengths[np.asarray(pack)].sum()) for pack in packs]

@@ -1,6 +1,7 @@
 """What each rank does in the layout tests: one gradient in each of several layouts, written as a sharded state dict."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedBase
 from megatron_offgrpo.config import LayoutConfig, RunConfig
 from megatron_offgrpo.data.store import TrajectoryStore
 from megatron_offgrpo.objective.compose import results, to_metrics
+from megatron_offgrpo.objective.trajectory_surrogates import dpo, sequence_probability
 from megatron_offgrpo.parallel import runtime
 from megatron_offgrpo.planning.assignment import assign
 from megatron_offgrpo.planning.plan import build_plan
@@ -36,6 +38,20 @@ def gradient_state(student: Student) -> dict:
 def fake_reference(trajectory: int, length: int) -> np.ndarray:
     """Some fixed log-probs near those of a random model."""
     return (-5.7 + 0.3 * np.sin(trajectory + np.arange(length))).astype(np.float32)
+
+
+# Objectives by the name that a case gives; units above the token need sums over context-parallel ranks.
+OBJECTIVES: dict[str, dict] = {
+    "released": {},
+    "sequence_probability": {"surrogate": sequence_probability, "weight": "sequence"},
+    "dpo": {"surrogate": dpo, "weight": "group", "beta": 0.0},
+}
+
+
+def run_of(case: dict) -> RunConfig:
+    """The toy run of a case (layout, plan, objective)."""
+    run = toy_run(LayoutConfig(**case.get("layout", {})), **case.get("plan", {}))
+    return replace(run, objective=replace(run.objective, **OBJECTIVES[case.get("objective", "released")]))
 
 
 def gradient(run: RunConfig, kind: str, store: TrajectoryStore, place: runtime.Placement, weights: Path) -> tuple:
@@ -65,9 +81,9 @@ def gradient(run: RunConfig, kind: str, store: TrajectoryStore, place: runtime.P
 
 
 def write_gradients(store: str, weights: str, output: str, cases: list[dict]) -> None:
-    """Runs each case (name, kind, layout, plan) and writes its gradients and metrics under output/name."""
+    """Runs each case (name, kind, layout, plan, objective) and writes its gradients and metrics under output/name."""
     for case in cases:
-        run = toy_run(LayoutConfig(**case["layout"]), **case.get("plan", {}))
+        run = run_of(case)
         place = runtime.start(run.layout, seed=0)
         student, metrics, num_packs = gradient(
             run, case["kind"], TrajectoryStore.open(store), place, Path(weights) / case["kind"]

@@ -11,7 +11,7 @@ from megatron_offgrpo.config import LayoutConfig
 from megatron_offgrpo.parallel import runtime
 from megatron_offgrpo.training.student import build_student
 from tests.distributed.harness import run_ranks
-from tests.distributed.layout_worker import gradient, gradient_state
+from tests.distributed.layout_worker import gradient, gradient_state, run_of
 from tests.distributed.toy import architecture, toy_run, write_toy_store
 
 TOLERANCE = 1e-5
@@ -34,6 +34,13 @@ FOUR_PROCESSES = [
     ("qwen3_moe", "ep2_pp2", {"ep": 2, "pp": 2}, {}),
     ("qwen2", "sp2_cp2", {**_SP2, "cp": 2}, {}),
     ("qwen2", "cp4", {"cp": 4}, {}),
+]
+# Units above the token; groups of four trajectories fit into packs of 160. (kind, name, layout, plan, objective)
+_WHOLE = {"max_pack_tokens": 160}
+UNITS = [
+    ("qwen2", "sequence_probability_cp2", {"cp": 2}, {}, "sequence_probability"),
+    ("qwen2", "dpo_cp2", {"cp": 2}, _WHOLE, "dpo"),
+    ("qwen2", "dpo_dp2", _DP2, _WHOLE, "dpo"),
 ]
 ONE_PROCESS = [
     # 1, 2 and 4 or more micro-batches from the same trajectories.
@@ -75,17 +82,27 @@ def expected(folder, place):
 
     store = TrajectoryStore.open(folder / "store")
     found = {}
-    for kind in KINDS:
-        student, metrics, packs = gradient(toy_run(), kind, store, place, folder / "weights" / kind)
+    wanted = [(kind, "released", {}) for kind in KINDS]
+    wanted += [("qwen2", "sequence_probability", {}), ("qwen2", "dpo", {"max_pack_tokens": 240})]
+    for kind, objective, plan in wanted:
+        run = run_of({"objective": objective, "plan": plan})
+        student, metrics, packs = gradient(run, kind, store, place, folder / "weights" / kind)
         assert packs > 1
-        found[kind] = (student, {n: p.main_grad.clone() for n, p in student.models[0].named_parameters()}, metrics)
+        gradients = {n: p.main_grad.clone() for n, p in student.models[0].named_parameters()}
+        found[kind, objective] = (student, gradients, metrics)
     return found
 
 
 def _cases(parameters: list) -> list[dict]:
     return [
-        {"name": f"{kind}-{name}", "kind": kind, "layout": layout, "plan": plan}
-        for kind, name, layout, plan in parameters
+        {
+            "name": f"{kind}-{name}",
+            "kind": kind,
+            "layout": layout,
+            "plan": plan,
+            "objective": "".join(objective) or "released",
+        }
+        for kind, name, layout, plan, *objective in parameters
     ]
 
 
@@ -94,20 +111,24 @@ def written(folder) -> Path:
     output = folder / "gradients"
     common = {"store": str(folder / "store"), "weights": str(folder / "weights"), "output": str(output)}
     run_ranks("tests.distributed.layout_worker:write_gradients", 1, cases=_cases(ONE_PROCESS), **common)
-    run_ranks("tests.distributed.layout_worker:write_gradients", 2, cases=_cases(TWO_PROCESSES), **common)
+    run_ranks("tests.distributed.layout_worker:write_gradients", 2, cases=_cases(TWO_PROCESSES + UNITS), **common)
     run_ranks("tests.distributed.layout_worker:write_gradients", 4, cases=_cases(FOUR_PROCESSES), **common)
     return output
 
 
-@pytest.mark.parametrize("case", _cases(ONE_PROCESS + TWO_PROCESSES + FOUR_PROCESSES), ids=lambda case: case["name"])
+@pytest.mark.parametrize(
+    "case", _cases(ONE_PROCESS + TWO_PROCESSES + UNITS + FOUR_PROCESSES), ids=lambda case: case["name"]
+)
 def test_loss_and_gradients_equal_one_process(case, written, expected):
-    student, gradients, metrics = expected[case["kind"]]
+    student, gradients, metrics = expected[case["kind"], case["objective"]]
     got = json.loads((written / case["name"] / "metrics.json").read_text())
     if case["name"].endswith("one_pack"):
         assert got["packs_per_rank"] == 1
     if case["name"].endswith("many_packs"):
         assert got["packs_per_rank"] >= 4
     for name in ("loss", "surrogate", "kl_term", "entropy_term", "entropy", "kl", "logp_right", "ratio_max"):
+        if name == "kl" and case["objective"] == "dpo":
+            continue  # beta = 0: not counted
         assert got[name] == pytest.approx(metrics[name], rel=1e-5, abs=1e-7), name
     loaded = dist_checkpointing.load(gradient_state(student), str(written / case["name"]))
     norm = torch.stack([g.norm() for g in gradients.values()]).norm()

@@ -121,3 +121,9 @@ def test_groups_with_equal_rewards_and_other_policies_are_told_apart():
     )
     # Baselines 1 (the first of group 0) and 0 (the second of group 1).
     assert got.tolist() == [0, -1, 1, 0]
+
+
+def test_signed_looks_at_one_trajectory_alone():
+    for rewards in ([1.0, 0.0, 0.0], [1.0], [0.0], [1.0, 1.0]):
+        array = np.array(rewards)
+        assert advantages.signed(array, array > 2).tolist() == [1.0 if reward else -1.0 for reward in rewards]

@@ -11,8 +11,15 @@ import torch
 
 from megatron_offgrpo.config import ObjectiveConfig
 from megatron_offgrpo.metrics import Max, Mean, Sum
-from megatron_offgrpo.objective import advantages, divergences, surrogates
-from megatron_offgrpo.objective.compose import StackedMetrics, TokenTerms, offline_grpo_loss, results, to_metrics
+from megatron_offgrpo.objective import advantages, divergences, surrogates, trajectory_surrogates
+from megatron_offgrpo.objective.compose import (
+    StackedMetrics,
+    TokenTerms,
+    needs_reference,
+    offline_grpo_loss,
+    results,
+    to_metrics,
+)
 
 LN2 = math.log(2.0)
 OBJECTIVE = ObjectiveConfig(
@@ -35,12 +42,14 @@ def by_hand():
         entropy=tensor(1.0, 2.0, 3.0, 9.0).requires_grad_(),
         mu=tensor(0.0, 0.0, -2 * LN2, 0.0),
         ref=tensor(-2 * LN2, -2 * LN2, 0.0, 0.0),
+        on_policy=torch.zeros(4, dtype=torch.bool),
         advantage=tensor(2.0, 2.0, -1.0, 5.0),
         reward=tensor(1.0, 1.0, 0.0, 1.0),
         weight=tensor(0.1, 0.1, 0.2, 0.0),
         kl_weight=tensor(0.3, 0.3, 0.4, 0.0),
         trajectory=torch.tensor([0, 0, 1, 2]),
-        num_trajectories=3,
+        trajectory_advantage=tensor(2.0, -1.0, 5.0),
+        group_bounds=(0, 2, 3),
     )
 
 
@@ -142,16 +151,18 @@ def random_terms(num_rows=24, num_trajectories=5, seed=0, dtype=torch.float64):
         entropy=uniform().requires_grad_(),
         mu=-uniform() / 2,
         ref=-2 * uniform(),
+        on_policy=trajectory % 2 == 0,
         advantage=advantage[trajectory],
         reward=reward[trajectory],
         weight=weight[trajectory],
         kl_weight=2 * weight[trajectory],
         trajectory=trajectory,
-        num_trajectories=num_trajectories,
+        trajectory_advantage=advantage,
+        group_bounds=(0, 2, num_trajectories),
     )
 
 
-WIDE_GSPO = functools.partial(surrogates.gspo, epsilon_low=0.5, epsilon_high=0.5)
+WIDE_GSPO = functools.partial(trajectory_surrogates.gspo, epsilon_low=0.5, epsilon_high=0.5)
 SURROGATES = [surrogates.linear, surrogates.shaped, surrogates.clipped, surrogates.sft, WIDE_GSPO]
 
 
@@ -171,9 +182,9 @@ def select(terms, rows):
     tensors = {
         field.name: getattr(terms, field.name)[rows]
         for field in dataclasses.fields(terms)
-        if field.name != "num_trajectories"
+        if field.name not in ("trajectory_advantage", "group_bounds")
     }
-    return TokenTerms(**tensors, num_trajectories=terms.num_trajectories)
+    return TokenTerms(**tensors, trajectory_advantage=terms.trajectory_advantage, group_bounds=terms.group_bounds)
 
 
 @pytest.mark.parametrize("surrogate", [surrogates.linear, surrogates.clipped, WIDE_GSPO])
@@ -211,7 +222,7 @@ def test_context_parallel_rows_need_only_the_summed_trajectories():
     even = torch.arange(len(terms.logp)) % 2 == 0
 
     def sums(rows):
-        return torch.zeros(terms.num_trajectories, dtype=torch.float64).index_add(0, terms.trajectory, rows)
+        return torch.zeros(len(terms.trajectory_advantage), dtype=torch.float64).index_add(0, terms.trajectory, rows)
 
     total = torch.zeros((), dtype=torch.float64)
     for part in (even, ~even):
@@ -236,11 +247,47 @@ def test_gspo_with_sequence_weights_is_the_mean_over_trajectories():
         reward=tensor(1.0, 1.0, 0.0),
         weight=tensor(0.25, 0.25, 0.5),
         kl_weight=zeros,
+        on_policy=torch.zeros(3, dtype=torch.bool),
         trajectory=torch.tensor([0, 0, 1]),
-        num_trajectories=2,
+        trajectory_advantage=tensor(1.0, -3.0),
+        group_bounds=(0, 2),
     )
     objective = dataclasses.replace(OBJECTIVE, surrogate=WIDE_GSPO, beta=0.0)
     assert offline_grpo_loss(terms, objective)[0].item() == pytest.approx((-math.sqrt(2) + 3) / 2, rel=1e-14)
+
+
+def test_dpo_with_group_weights_is_the_mean_over_groups():
+    # Group 0: right x = 2, wrong x = -1 (two tokens of -1/2); group 1: one right trajectory, no pair. Tokens 1 + 2 and
+    # 1, two groups: weights 1/6 and 1/2.
+    terms = TokenTerms(
+        logp=tensor(-1.0, -1.5, -1.5, -2.0).requires_grad_(),
+        entropy=tensor(0.0, 0.0, 0.0, 0.0),
+        mu=tensor(0.0, 0.0, 0.0, 0.0),
+        ref=tensor(-3.0, -1.0, -1.0, -2.5),
+        on_policy=torch.zeros(4, dtype=torch.bool),
+        advantage=tensor(0.5, -0.5, -0.5, 1.0),
+        reward=tensor(1.0, 0.0, 0.0, 1.0),
+        weight=tensor(1 / 6, 1 / 6, 1 / 6, 1 / 2),
+        kl_weight=tensor(0.0, 0.0, 0.0, 0.0),
+        trajectory=torch.tensor([0, 1, 1, 2]),
+        trajectory_advantage=tensor(0.5, -0.5, 1.0),
+        group_bounds=(0, 2, 3),
+    )
+    objective = dataclasses.replace(OBJECTIVE, surrogate=trajectory_surrogates.dpo, beta=0.0, entropy_coefficient=0.0)
+    loss, _ = offline_grpo_loss(terms, objective)
+    # -log sigmoid(0.1 * 3) / 2 groups
+    assert loss.item() == pytest.approx(math.log1p(math.exp(-0.3)) / 2, rel=1e-14)
+    slope = 0.1 / (1 + math.exp(0.3)) / 2
+    gradient = torch.autograd.grad(loss, terms.logp)[0]
+    assert gradient.tolist() == pytest.approx([-slope, slope, slope, 0.0], rel=1e-13)
+
+
+def test_which_objectives_read_the_reference():
+    without_kl = dataclasses.replace(OBJECTIVE, beta=0.0)
+    assert needs_reference(OBJECTIVE)
+    assert not needs_reference(without_kl)
+    bound = functools.partial(trajectory_surrogates.kto, temperature=0.2)
+    assert needs_reference(dataclasses.replace(without_kl, surrogate=bound))
 
 
 @pytest.mark.parametrize("reward", [0.0, 1.0])
@@ -255,9 +302,10 @@ def test_equal_rewards_give_no_surrogate_gradient(mode, reward):
     assert (torch.autograd.grad(loss, terms.logp)[0] == 0).all()
 
 
-@pytest.mark.parametrize("surrogate", [surrogates.linear, surrogates.gspo])
+@pytest.mark.parametrize("surrogate", [surrogates.linear, trajectory_surrogates.gspo, trajectory_surrogates.dpo])
 def test_no_rows(surrogate):
     terms = select(random_terms(), slice(0, 0))
+    terms = dataclasses.replace(terms, trajectory_advantage=terms.trajectory_advantage[:0], group_bounds=(0,))
     loss, stacked = offline_grpo_loss(terms, dataclasses.replace(OBJECTIVE, surrogate=surrogate))
     assert loss.item() == 0
     loss.backward()

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from megatron_offgrpo.objective import surrogates
+from megatron_offgrpo.objective.needs import Needs, needs_of
 
 LN2 = math.log(2.0)
 HALF = math.log(0.5)
@@ -88,24 +89,69 @@ def test_shaped_inverse_is_nan_at_and_beyond_its_pole():
     assert value.isnan().all()
 
 
-def test_gspo_weighs_with_the_mean_log_ratio():
-    # Four tokens, sum of log ratios 4 ln 2: s = 2 > 1 + 0.5. A = 1: min(2, 1.5), flat. A = -1: -min(-2, -1.5) = 2.
-    function = functools.partial(surrogates.gspo, epsilon_low=0.5, epsilon_high=0.5)
-    assert value_and_gradient(function, 4 * LN2, 0.0, 1.0, 4) == (pytest.approx(-1.5), 0.0)
-    # ds/dlogp = s / 4 = 1/2.
-    assert value_and_gradient(function, 4 * LN2, 0.0, -1.0, 4) == (pytest.approx(2.0), pytest.approx(0.5))
-    # s = 1/4 < 1/2 and A = -1: -min(-1/4, -1/2) = 1/2, flat.
-    assert value_and_gradient(function, -8 * LN2, 0.0, -1.0, 4) == (pytest.approx(0.5), 0.0)
-    # s = 1 at the behaviour policy, whatever the clip: value -A, gradient -A / 4.
-    assert value_and_gradient(surrogates.gspo, -3.0, -3.0, 2.0, 4) == (pytest.approx(-2.0), pytest.approx(-0.5))
+def test_declarations():
+    assert needs_of(surrogates.linear) == Needs(unit="token", takes=(), behaviour="optional")
+    assert needs_of(lambda logp, mu, advantage: logp) == Needs()
+    bound = functools.partial(functools.partial(surrogates.ppo, epsilon_low=0.1), epsilon_high=0.1)
+    assert needs_of(bound).behaviour == "required"
+    assert needs_of(surrogates.mixed).takes == ("on_policy",)
 
 
-def test_units():
-    assert surrogates.unit_of(surrogates.linear) == "token"
-    assert surrogates.unit_of(surrogates.gspo) == "trajectory"
-    bound = functools.partial(functools.partial(surrogates.gspo, epsilon_low=0.1), epsilon_high=0.1)
-    assert surrogates.unit_of(bound) == "trajectory"
-    assert surrogates.unit_of(lambda logp, mu, advantage: logp) == "token"
+# (function, ln rho, A, value, derivative); mu = -1, logp = mu + ln rho.
+WIDE_PPO = functools.partial(surrogates.ppo, epsilon_low=0.5, epsilon_high=1.0)
+RATIOS = [
+    # rho = 2 within [1/2, 2]: -2 A.
+    ("ppo, inside", WIDE_PPO, LN2, 3.0, -6.0, -6.0),
+    # rho = 4 > 2, A > 0: -min(12, 6), flat; A < 0: -min(-12, -6) = 12, not clipped.
+    ("ppo, clipped above", WIDE_PPO, 2 * LN2, 3.0, -6.0, 0.0),
+    ("ppo, wrong and above", WIDE_PPO, 2 * LN2, -3.0, 12.0, 12.0),
+    # rho = 1/4 < 1/2, A < 0: -min(-3/4, -3/2) = 3/2, flat.
+    ("ppo, wrong and below", WIDE_PPO, -2 * LN2, -3.0, 1.5, 0.0),
+    # The loss of a wrong token is at most c |A| = 9 < 12, flat there; A > 0 is not touched.
+    ("dual clip", functools.partial(WIDE_PPO, dual_clip=3.0), 2 * LN2, -3.0, 9.0, 0.0),
+    ("dual clip, below its bound", functools.partial(WIDE_PPO, dual_clip=5.0), 2 * LN2, -3.0, 12.0, 12.0),
+    ("dual clip, right", functools.partial(WIDE_PPO, dual_clip=3.0), LN2, 3.0, -6.0, -6.0),
+    # sg(rho) = 2: -3 * 2 * logp, logp = ln 2 - 1.
+    ("cispo", surrogates.cispo, LN2, 3.0, -6 * (LN2 - 1), -6.0),
+    ("cispo, bounded", functools.partial(surrogates.cispo, max_ratio=1.5), LN2, 3.0, -4.5 * (LN2 - 1), -4.5),
+    ("cispo, wrong", surrogates.cispo, -LN2, -2.0, (-LN2 - 1), 1.0),
+    ("redi, right", surrogates.redi, LN2, 3.0, 1 - LN2, -1.0),
+    ("redi, wrong", surrogates.redi, LN2, -3.0, 0.8 * (LN2 - 1), 0.8),
+    ("redi, no advantage", surrogates.redi, LN2, 0.0, 0.0, 0.0),
+]
+
+
+@pytest.mark.parametrize(
+    ("function", "log_ratio", "advantage", "value", "gradient"),
+    [case[1:] for case in RATIOS],
+    ids=[c[0] for c in RATIOS],
+)
+def test_values_and_gradients_against_the_behaviour_policy(function, log_ratio, advantage, value, gradient):
+    got = value_and_gradient(function, log_ratio - 1, -1.0, advantage)
+    assert got == (pytest.approx(value, rel=1e-14), pytest.approx(gradient, rel=1e-14))
+
+
+def test_mixed_clips_the_students_own_tokens_and_shapes_the_teachers():
+    logp = tensor(LN2, HALF).requires_grad_()
+    value = surrogates.mixed(logp, tensor(0.0, 0.0), tensor(2.0, 2.0), on_policy=torch.tensor([True, False]))
+    # rho = 2 clipped to 1.2, flat; rho = 1/2: -2 * (1/2) / 0.6, derivative -2 * 0.1 * (1/2) / 0.36.
+    assert value.tolist() == pytest.approx([-2.4, -10 / 6], rel=1e-14)
+    assert torch.autograd.grad(value.sum(), logp)[0].tolist() == pytest.approx([0.0, -10 / 36], rel=1e-14)
+
+
+def test_ppo_at_the_behaviour_policy_has_the_gradient_of_reinforce():
+    logp, _, advantage = rows()
+    at_mu = logp.detach().clone()
+    expected = gradient_of(surrogates.reinforce, logp, at_mu, advantage)
+    torch.testing.assert_close(gradient_of(surrogates.ppo, logp, at_mu, advantage), expected, rtol=1e-14, atol=0)
+    torch.testing.assert_close(gradient_of(surrogates.cispo, logp, at_mu, advantage), expected, rtol=1e-14, atol=0)
+
+
+def test_redi_with_alpha_1_is_reinforce_with_the_signs_of_the_advantages():
+    logp, mu, advantage = rows()
+    function = functools.partial(surrogates.redi, alpha=1.0)
+    expected = surrogates.reinforce(logp, mu, advantage.sign())
+    torch.testing.assert_close(function(logp, mu, advantage), expected, rtol=1e-14, atol=0)
 
 
 TOKEN_SURROGATES = [
@@ -119,6 +165,8 @@ TOKEN_SURROGATES = [
     surrogates.clipped,
     surrogates.reinforce,
     surrogates.sft,
+    surrogates.redi,
+    functools.partial(surrogates.ppo, epsilon_low=0.3, epsilon_high=0.3, dual_clip=3.0),
 ]
 
 
@@ -133,12 +181,6 @@ def rows(num_rows=12):
 @pytest.mark.parametrize("function", TOKEN_SURROGATES)
 def test_gradcheck(function):
     assert torch.autograd.gradcheck(function, rows())
-
-
-def test_gradcheck_gspo():
-    logp, mu, advantage = rows()
-    wide = functools.partial(surrogates.gspo, epsilon_low=0.4, epsilon_high=0.4)
-    assert torch.autograd.gradcheck(wide, (logp, mu, advantage, torch.full_like(mu, 3.0)))
 
 
 def gradient_of(function, logp, mu, advantage):
@@ -163,7 +205,7 @@ def test_dft_does_not_differentiate_its_weight():
 
 
 @pytest.mark.parametrize("shape", [(0,), (), (2, 3)])
-@pytest.mark.parametrize("function", [*TOKEN_SURROGATES, surrogates.dft])
+@pytest.mark.parametrize("function", [*TOKEN_SURROGATES, surrogates.dft, surrogates.cispo])
 def test_any_shape_and_dtype(function, shape):
     logp = torch.full(shape, -0.5)
     value = function(logp, torch.zeros(shape), torch.ones(shape))

@@ -29,6 +29,7 @@ class FakeStore:
     response_lengths: np.ndarray
     rewards: np.ndarray
     on_policy: np.ndarray
+    has_behaviour_logprobs: np.ndarray
     truncated: np.ndarray
     manifest: Manifest
     validation_groups: np.ndarray
@@ -52,6 +53,7 @@ def fake_store(group_sizes, prompt_lengths, response_lengths, rewards, truncated
         response_lengths=np.array(response_lengths, dtype=np.int64),
         rewards=np.array(rewards, dtype=np.float64),
         on_policy=np.zeros(num_trajectories, dtype=bool),
+        has_behaviour_logprobs=np.zeros(num_trajectories, dtype=bool),
         truncated=np.isin(np.arange(num_trajectories), truncated),
         manifest=Manifest("store", "store-fingerprint"),
         validation_groups=np.isin(np.arange(len(group_sizes)), validation),

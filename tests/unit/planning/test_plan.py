@@ -241,7 +241,7 @@ def test_reference_order_begins_with_epoch_0_and_covers_the_store(count, rule):
     store = random_store(20)
     config = dataclasses.replace(CONFIG, trajectories_per_group=count, short_groups=rule)
     plan = build_plan(store, config, OBJECTIVE)
-    packs = reference_order(store, config)
+    packs = reference_order(store, config, OBJECTIVE)
     steps_per_epoch = 5
     first = [
         plan.trajectory[plan.entries(number)].tolist()

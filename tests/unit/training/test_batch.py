@@ -10,7 +10,9 @@ CPU = torch.device("cpu")
 
 
 class TwoTrajectories:
-    """prompt 10 11 12, response 20 21; prompt 30, response 40 41 42 with known mu."""
+    """prompt 10 11 12, response 20 21; prompt 30, response 40 41 42 with known mu, the student's own."""
+
+    on_policy = np.array([False, True])
 
     def trajectory(self, index):
         prompt, response, mu = [([10, 11, 12], [20, 21], None), ([30], [40, 41, 42], [-0.5, -0.25, -2.0])][index]
@@ -36,13 +38,19 @@ def test_rows_are_the_places_before_response_tokens_and_nothing_else():
 
 def test_loss_columns_follow_their_trajectory():
     members = [
-        Member(0, advantage=0.5, reward=1.0, weight=0.125, kl_weight=0.0625),
-        Member(1, advantage=-0.25, reward=0.0, weight=0.25, kl_weight=0.5),
+        Member(0, group=7, advantage=0.5, reward=1.0, weight=0.125, kl_weight=0.0625),
+        Member(1, group=8, advantage=-0.25, reward=0.0, weight=0.25, kl_weight=0.5),
     ]
     reference = {0: np.array([-1.0, -2.0], np.float32), 1: np.array([-3.0, -4.0, -5.0], np.float32)}
     got = batch(members, reference=reference.__getitem__)
     assert got.advantage.tolist() == [0.5, 0.5, -0.25, -0.25, -0.25]
     assert got.reward.tolist() == [1, 1, 0, 0, 0]
+    assert got.on_policy.tolist() == [False, False, True, True, True]
+    assert got.member_advantage.tolist() == [0.5, -0.25]
+    terms = got.terms(torch.zeros(5), torch.zeros(5))
+    assert terms.group_bounds == (0, 1, 2)
+    assert batch([Member(0, group=7), Member(1, group=7)]).terms(torch.zeros(5), torch.zeros(5)).group_bounds == (0, 2)
+    assert batch([]).terms(torch.zeros(0), torch.zeros(0)).group_bounds == (0,)
     assert got.weight.tolist() == [0.125, 0.125, 0.25, 0.25, 0.25]
     assert got.kl_weight.tolist() == [0.0625, 0.0625, 0.5, 0.5, 0.5]
     assert got.ref.tolist() == [-1, -2, -3, -4, -5]
