@@ -1,6 +1,6 @@
 """Group-relative advantages: (rewards_G, on_policy_G) -> A_G in float64, one group at a time; NumPy only.
 
-A group with one trajectory has no other to compare with and gets A = r in every mode but `signed`, which never compares.
+A group with one trajectory has no other to compare with and gets A = r, in every mode but `signed`, which never does.
 """
 
 import itertools
