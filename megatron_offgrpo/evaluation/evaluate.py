@@ -133,7 +133,7 @@ def sample_shard(config: EvaluationConfig, shard: Shard, lazy: LazyBackend | Non
         say(f"{config.output}: finished already, nothing it was made from has changed")
         return
     logs = _sample(task, lazy, shard)
-    say(f"{task.run.parts}: {len(logs)} of {len(task.run.keys())} samples of all shards are there")
+    say(f"{task.run.parts}: {len(logs)} of {len(task.run.all_keys())} samples of all shards are there")
 
 
 @dataclass(frozen=True)
@@ -264,7 +264,7 @@ def _sample(task: _Task, lazy: LazyBackend | None, shard: Shard | None) -> Sampl
 def _grade(task: _Task, logs: SampleLogs, folder: Path) -> dict[str, Any]:
     """Writes samples and graded samples, problem by problem, and returns the figures."""
     config, by_id = task.config, {question.problem_id: question for question in task.questions}
-    keys = task.run.keys()
+    keys = task.run.all_keys()
 
     def solutions() -> Iterator[Solution]:
         for key in keys:

@@ -105,7 +105,7 @@ def generate(config: GenerateConfig, shard: Shard | None = None) -> dict[str, An
     with LazyBackend(engine) as lazy:
         logs = draw_samples(run, lazy, lambda _, done: describe(done, tokenizer, stop), shard)
     if shard is not None:
-        say(f"{parts}: {len(logs)} of {len(run.keys())} samples of all shards are there")
+        say(f"{parts}: {len(logs)} of {len(run.all_keys())} samples of all shards are there")
         return {"samples": len(logs)}
     return _write(config, questions, run, logs, inputs, request)
 
@@ -156,7 +156,7 @@ def _write(
     inputs: dict[str, str],
     request: str,
 ) -> dict[str, Any]:
-    counts: Counter[str] = Counter({"groups": len(questions), "samples": len(run.keys())})
+    counts: Counter[str] = Counter({"groups": len(questions), "samples": len(run.all_keys())})
     dropped: Counter[str] = Counter()
     with atomic_folder(config.output) as folder:
         with (folder / GROUPS).open("w", encoding="utf-8") as file:

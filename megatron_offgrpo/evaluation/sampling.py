@@ -79,7 +79,7 @@ class SamplingRun:
         flat = sorted((one for unit in by_problem for one in unit), key=lambda one: len(one.request.prompt_ids))
         return [flat[start : start + self.batch_size] for start in range(0, len(flat), self.batch_size)]
 
-    def keys(self) -> list[Key]:
+    def all_keys(self) -> list[Key]:
         """Every sample, in the order of the problems."""
         return [(name, k) for name in self.prompts for k in range(self.samples)]
 

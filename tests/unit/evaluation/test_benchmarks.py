@@ -1,5 +1,6 @@
 """Benchmark files in every accepted form, and what is said of wrong ones."""
 
+import csv
 import gzip
 import json
 from pathlib import Path
@@ -8,8 +9,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from megatron_offgrpo.errors import DataError
-from megatron_offgrpo.evaluation.benchmarks import Question, load_benchmark
+from megatron_offgrpo.errors import ConfigError, DataError
+from megatron_offgrpo.evaluation.benchmarks import Question, find_benchmark, load_benchmark
 
 RECORDS = [{"id": "a", "problem": "1+1?", "answer": "2"}, {"id": "b", "problem": "2+2?", "answer": "4"}]
 EXPECTED = [Question("a", "1+1?", "2"), Question("b", "2+2?", "4")]
@@ -93,3 +94,119 @@ def test_absent_file(tmp_path):
 def test_published_benchmarks(name, count, answer):
     questions = load_benchmark(BENCH / name)
     assert (len(questions), questions[0].answer) == (count, answer)
+
+
+@pytest.mark.skipif(not BENCH.is_dir(), reason="the shared benchmark files are not beside this checkout")
+@pytest.mark.parametrize(
+    ("name", "count", "first", "answer", "identifier"),
+    [
+        ("aime24", 30, "Every morning Aya", "204", "60"),
+        ("aime25", 30, "Find the sum of all integer bases", "70", "0"),
+        ("aime25-1", 15, "Find the sum of all integer bases", "70", "0"),
+        ("aime25-2", 15, "Six points", "468", "0"),
+        ("amc23", 40, "Cities $A$ and $B$", "27.0", "0"),
+        ("math500", 500, "Convert the point", r"\left( 3, \frac{\pi}{2} \right)", "test/precalculus/807.json"),
+        ("olympiadbench", 675, "Xenia and Sergey", "2", "1606"),
+        ("gsm8k", 1319, "Janet", "18", "0"),
+    ],
+)
+def test_named_benchmarks_from_a_data_folder(name, count, first, answer, identifier, capsys):
+    questions = find_benchmark(name, BENCH)
+    one = questions[0]
+    assert (len(questions), one.answer, one.problem_id, one.choices) == (count, answer, identifier, 0)
+    assert one.problem.startswith(first)
+    # The shared copy of OlympiadBench has one problem more than the published one, and that is said.
+    assert ("as published" in capsys.readouterr().err) == (name == "olympiadbench")
+
+
+def write_choices(folder):
+    mmlu = {
+        "question_id": 70,
+        "question": "Which?",
+        "options": ["x", "y", "z", "N/A"],
+        "answer": "C",
+        "answer_index": 2,
+    }
+    arc = [
+        {"id": "m1", "question": "Why?", "choices": {"text": ["p", "q"], "label": ["A", "B"]}, "answerKey": "B"},
+        {"id": "m2", "question": "How?", "choices": {"text": ["p", "q"], "label": ["1", "2"]}, "answerKey": "1"},
+    ]
+    incorrect = {f"Incorrect Answer {number}": f"wrong {number}" for number in (1, 2, 3)}
+    gpqa = [
+        {"Record ID": f"r{n}", "Question": f"What {n}?", "Correct Answer": "right\n", **incorrect} for n in range(24)
+    ]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([mmlu]), folder / "mmlu-pro.parquet")
+    write(folder / "arc-challenge.test.jsonl", arc)
+    with (folder / "gpqa-diamond.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, gpqa[0])
+        writer.writeheader()
+        writer.writerows(gpqa)
+
+
+def test_multiple_choice_benchmarks(tmp_path):
+    write_choices(tmp_path)
+    assert find_benchmark("mmlu-pro", tmp_path) == [
+        Question("70", "Which?\n\nA. x\nB. y\nC. z\n\nAnswer with the letter of the right option in \\boxed{}.", "C", 3)
+    ]
+    arc = find_benchmark("arc-challenge", tmp_path)
+    assert [(one.problem_id, one.answer, one.choices) for one in arc] == [("m1", "B", 2), ("m2", "A", 2)]
+    gpqa = find_benchmark("gpqa-diamond", tmp_path)
+    assert gpqa == find_benchmark("gpqa-diamond", tmp_path)  # shuffled by the question alone
+    letters = [one.answer for one in gpqa]
+    assert set(letters) == set("ABCD")
+    assert all(f"\n{one.answer}. right\n" in one.problem for one in gpqa)
+    assert all(f"wrong {number}\n" in gpqa[0].problem for number in (1, 2, 3))
+
+
+def test_a_copy_of_a_hub_dataset_in_a_folder(tmp_path):
+    (tmp_path / "minerva").mkdir()
+    records = [{"question": "1+1?", "answer": "2"}, {"question": "2+2?", "answer": "4"}]
+    write(tmp_path / "minerva" / "test.jsonl", records)
+    assert find_benchmark("minerva", tmp_path) == [Question("0", "1+1?", "2"), Question("1", "2+2?", "4")]
+
+
+def test_without_a_data_folder_the_hub_is_asked(monkeypatch):
+    import datasets
+
+    asked = []
+
+    def load(path, config, split):
+        asked.append((path, config, split))
+        return [{"question": f"{config} {number}", "answer": str(number)} for number in range(15)]
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    questions = find_benchmark("aime25")
+    assert asked == [("opencompass/AIME2025", f"AIME2025-{part}", "test") for part in ("I", "II")]
+    assert [one.problem_id for one in questions] == [str(number) for number in range(30)]
+
+    def offline(*_, **__):
+        raise ConnectionError("Couldn't reach the hub\nfor long")
+
+    monkeypatch.setattr(datasets, "load_dataset", offline)
+    with pytest.raises(DataError, match=r"cannot load the dataset \(Couldn't reach the hub\); remedy: .*--data-dir"):
+        find_benchmark("aime25")
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"question": "q"}, r"not a record of ARC-Challenge.*got fields question"),
+        ({"question": "q", "choices": {"text": ["p"], "label": ["A"]}, "answerKey": "B"}, "not a record of ARC"),
+        ({"question": " ", "choices": {"text": ["p"], "label": ["A"]}, "answerKey": "A"}, "without problem or answer"),
+    ],
+)
+def test_wrong_records_of_a_named_benchmark(tmp_path, record, message):
+    write(tmp_path / "arc-challenge.jsonl", [record])
+    with pytest.raises(DataError, match=message):
+        find_benchmark("arc-challenge", tmp_path)
+
+
+def test_names_that_lead_nowhere(tmp_path):
+    with pytest.raises(ConfigError, match=r"neither a benchmark's name nor a file.*did you mean aime24\?"):
+        find_benchmark("aime2024", tmp_path)
+    with pytest.raises(DataError, match=r"no such benchmark in the data folder.*gsm8k\.\*"):
+        find_benchmark("gsm8k", tmp_path)
+    write(tmp_path / "gsm8k.jsonl", [{"question": "q", "answer": "#### 1"}])
+    write(tmp_path / "gsm8k.json", [{"question": "q", "answer": "#### 1"}])
+    with pytest.raises(DataError, match="several files"):
+        find_benchmark("gsm8k", tmp_path)

@@ -71,21 +71,46 @@ def test_intervals_are_seeded():
     assert statistics.interval_new_problems(correct, 1) != statistics.interval_new_problems(correct, 2)
 
 
-@pytest.mark.parametrize("kind", ["problems", "samples"])
-def test_intervals_cover_the_truth_under_their_own_model(kind, monkeypatch):
-    monkeypatch.setattr(statistics, "RESAMPLES", 600)
+TRIALS, COVERAGE = 2000, (0.93, 0.97)
+"""Nominal 95 %; the standard error of the observed share is 0.5 %."""
+
+
+def covered(kind, num_problems, num_samples, monkeypatch):
+    """Share of simulated evaluations whose interval holds the truth, each under the interval's own model."""
+    monkeypatch.setattr(statistics, "RESAMPLES", 300)
     rng = np.random.default_rng(0)
-    fixed = rng.beta(2, 2, size=60)
-    hits, trials = 0, 600
-    for trial in range(trials):
-        rate = rng.beta(2, 2, size=60) if kind == "problems" else fixed
-        correct = (rng.random((60, 4)) < rate[:, None]).astype(float)
-        if kind == "problems":
-            truth, interval = 0.5, statistics.interval_new_problems(correct, trial)
-        else:
-            truth, interval = fixed.mean(), statistics.interval_new_samples(correct, trial)
-        hits += interval[0] <= truth <= interval[1]
-    assert 0.925 <= hits / trials <= 0.975
+    fixed_P = rng.beta(2, 2, size=num_problems)
+    # New problems: rates drawn anew in every trial. New samples: the same rates throughout.
+    rate_TP = rng.beta(2, 2, size=(TRIALS, num_problems)) if kind == "problems" else np.tile(fixed_P, (TRIALS, 1))
+    correct_TPK = (rng.random((TRIALS, num_problems, num_samples)) < rate_TP[:, :, None]).astype(float)
+    truth = 0.5 if kind == "problems" else fixed_P.mean()
+    interval = statistics.interval_new_problems if kind == "problems" else statistics.interval_new_samples
+    found = np.array([interval(correct_PK, trial) for trial, correct_PK in enumerate(correct_TPK)])
+    return float(((found[:, 0] <= truth) & (truth <= found[:, 1])).mean())
+
+
+@pytest.mark.parametrize("size", [(30, 16), (60, 4)])
+@pytest.mark.parametrize("kind", ["problems", "samples"])
+def test_intervals_cover_the_truth_under_their_own_model(kind, size, monkeypatch):
+    low, high = COVERAGE
+    assert low <= covered(kind, *size, monkeypatch) <= high
+
+
+def test_minimum_detectable_difference_by_hand():
+    # 64 problems, 2 of 4 right: s^2 = 1/4 * 4/3 = 1/3; 256 samples; (1.95996 + 0.84162) sqrt(2/3/256) = 0.14297.
+    assert statistics.minimum_detectable_difference(rows(*[2] * 64, k=4)) == pytest.approx(0.14297, abs=1e-5)
+    assert statistics.minimum_detectable_difference(rows(4, 0, k=4)) == 0
+    assert statistics.minimum_detectable_difference(rows(1, 0, k=1)) is None
+
+
+def test_a_difference_of_that_size_is_found_with_80_percent_power():
+    rng = np.random.default_rng(1)
+    num_problems, num_samples, rate, trials = 40, 16, 0.4, 4000
+    step = (1.95996 + 0.84162) * math.sqrt(2 * rate * (1 - rate) / (num_problems * num_samples))
+    mean_1 = rng.binomial(num_problems * num_samples, rate, trials) / (num_problems * num_samples)
+    mean_2 = rng.binomial(num_problems * num_samples, rate + step, trials) / (num_problems * num_samples)
+    error = np.sqrt((mean_1 * (1 - mean_1) + mean_2 * (1 - mean_2)) / (num_problems * num_samples))
+    assert (np.abs(mean_2 - mean_1) > 1.95996 * error).mean() == pytest.approx(0.8, abs=0.03)
 
 
 def test_comparison_by_hand():
@@ -94,6 +119,10 @@ def test_comparison_by_hand():
     comparison = statistics.compare(rows(0, 1, 1, 0, k=2), rows(2, 2, 1, 1, k=2))
     assert comparison.difference == pytest.approx(0.5)
     assert comparison.p_value == pytest.approx(0.25)
+    # Rates 0, 1/2, 1/2, 0 and 1, 1, 1/2, 1/2: s^2 = mean r(1-r) * 2/1 = 1/4 for both; (1/4 + 1/4) / 8 = 1/16.
+    assert comparison.ci95_new_samples == pytest.approx((0.5 - 1.95996 / 4, 0.5 + 1.95996 / 4), abs=1e-4)
+    # sd of 1, 1/2, 0, 1/2 is sqrt(1/2 / 3) = 0.40825; 2.80159 * 0.40825 / 2.
+    assert comparison.detectable == pytest.approx(0.57187, abs=1e-4)
     assert (comparison.better, comparison.worse, comparison.num_problems) == (3, 0, 4)
 
 
