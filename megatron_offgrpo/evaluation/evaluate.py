@@ -34,6 +34,7 @@ from megatron_offgrpo.evaluation.generation import (
     stop_token_ids,
 )
 from megatron_offgrpo.evaluation.grading import Solution, score, unreadable_golds
+from megatron_offgrpo.evaluation.json_lines import json_line
 from megatron_offgrpo.evaluation.majority import Vote, majority_right
 from megatron_offgrpo.evaluation.prompts import TemplateName, encode_prompt, load_prompt_tokenizer, opens_thinking
 from megatron_offgrpo.evaluation.sample_log import Key, SampleLogs, Shard, remove_parts
@@ -292,8 +293,8 @@ def _grade(task: _Task, logs: SampleLogs, folder: Path) -> dict[str, Any]:
                     "extracted": scored.extracted,
                     "reason": scored.reason,
                 }
-                samples.write(json.dumps(sample, ensure_ascii=False) + "\n")
-                graded.write(json.dumps(record, ensure_ascii=False) + "\n")
+                samples.write(json_line(sample))
+                graded.write(json_line(record))
                 tally.add(record)
                 votes[key[0]][0].append(Vote(scored.extracted, scored.lenient == 1))
                 votes[key[0]][1].append(Vote(scored.extracted if scored.has_box else None, scored.strict == 1))

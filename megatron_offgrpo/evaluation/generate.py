@@ -8,7 +8,6 @@ EOS. They belong to token ids, and the store makes its ids anew from the text. A
 that were sampled keeps its text and loses its log-probs, with the reason beside it and a count in the manifest.
 """
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -36,6 +35,7 @@ from megatron_offgrpo.evaluation.generation import (
     choose_backend,
     stop_token_ids,
 )
+from megatron_offgrpo.evaluation.json_lines import json_line
 from megatron_offgrpo.evaluation.prompts import encode_prompt, load_prompt_tokenizer
 from megatron_offgrpo.evaluation.sample_log import SampleLogs, Shard, remove_parts
 from megatron_offgrpo.evaluation.sampling import LazyBackend, SamplingRun, draw_samples
@@ -168,7 +168,7 @@ def _write(
                     counts["empty"] += not sample["text"].strip()
                     if sample["dropped"]:
                         dropped[sample["dropped"]] += 1
-                file.write(json.dumps(_group(config, question, samples), ensure_ascii=False) + "\n")
+                file.write(json_line(_group(config, question, samples)))
         facts = {
             **counts,
             "logprobs_dropped": dict(dropped),

@@ -10,6 +10,7 @@ from typing import Any
 from megatron_offgrpo.data.grading import GradingPool
 from megatron_offgrpo.errors import ConfigError, DataError
 from megatron_offgrpo.evaluation.grading import Solution, score
+from megatron_offgrpo.evaluation.json_lines import json_line
 from megatron_offgrpo.progress import progress, say
 
 FORM = "lines with group_id, sample_id, problem, answer and text"
@@ -77,7 +78,7 @@ def grade_file(source: Path, output: Path, *, processes: int | None = None, seco
                     "extracted": scored.extracted,
                     "reason": scored.reason,
                 }
-                graded.write(json.dumps(record, ensure_ascii=False) + "\n")
+                graded.write(json_line(record))
                 counts.graded, counts.lenient, counts.strict = (
                     counts.graded + 1,
                     counts.lenient + scored.lenient,

@@ -1,0 +1,117 @@
+"""`offgrpo grade`: scores added line by line, malformed lines listed, the same output every time."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from megatron_offgrpo.errors import ConfigError, DataError
+from megatron_offgrpo.evaluation.grade_file import grade_file
+
+TRAJECTORIES = Path(__file__).resolve().parents[3].parent / "shared" / "data" / "trajectories"
+EVERY = 6
+"""Every sixth group: the whole sets take most of a minute."""
+
+
+def record(number, text, answer="7", **more):
+    return {"group_id": "g", "sample_id": number, "problem": "3+4?", "answer": answer, "text": text, **more}
+
+
+def write(path, *lines):
+    path.write_bytes(b"".join(line if isinstance(line, bytes) else json.dumps(line).encode() + b"\n" for line in lines))
+    return path
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_adds_four_fields_and_keeps_order_and_the_rest(tmp_path):
+    given = [
+        record(0, "<think>x</think> \\boxed{7}", model="m"),
+        record("1", "it is 7"),
+        record(2, "\\boxed{8}", answer=7),
+        record(3, "(B)? \\boxed{B}", answer="B", choices=4),
+        record(4, "π? \u2028 \\boxed{7}", answer=7.0),
+    ]
+    counts = grade_file(write(tmp_path / "in.jsonl", *given), tmp_path / "out.jsonl", processes=1)
+    graded = read(tmp_path / "out.jsonl")
+    added = ("strict", "lenient", "extracted", "reason")
+    assert [{name: value for name, value in one.items() if name not in added} for one in graded] == given
+    assert [[one[name] for name in added] for one in graded] == [
+        [1, 1, "7", "equal"],
+        [0, 1, "7", "no_box"],
+        [0, 0, "8", "different"],
+        [1, 1, "B", "equal"],
+        [1, 1, "7", "equal"],
+    ]
+    assert (counts.graded, counts.lenient, counts.strict, counts.rejected, counts.rejects) == (5, 4, 3, 0, None)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
+
+
+BAD = [
+    (b"{nonsense\n", "not a JSON line"),
+    (b'{"a": NaN}\n', "NaN is no JSON"),
+    (b"\xff\xfe\n", "not a JSON line"),
+    (b"[1, 2]\n", "expected an object, got list"),
+    (b"[" * 100_000 + b"\n", "not a JSON line"),
+    (json.dumps({"group_id": "g"}).encode() + b"\n", "no `sample_id`"),
+    (json.dumps(record(0, 5)).encode() + b"\n", "`text` is of type int"),
+    (json.dumps(record(0, "t", answer=["7"])).encode() + b"\n", "`answer` is of type list"),
+    (json.dumps(record(0, "t", choices="four")).encode() + b"\n", "`choices` is 'four'"),
+    (json.dumps(record(0, "\ud800")).encode() + b"\n", "lone surrogate"),
+]
+
+
+def test_malformed_lines_are_listed_with_their_place(tmp_path, capsys):
+    lines = [line for bad, _ in BAD for line in (bad, record(0, "\\boxed{7}"), b"\n")]
+    source = write(tmp_path / "in.jsonl", *lines)
+    counts = grade_file(source, tmp_path / "out.jsonl", processes=1)
+    assert (counts.graded, counts.lenient, counts.rejected) == (len(BAD), len(BAD), len(BAD))
+    rejects = read(tmp_path / "out.jsonl.rejects.jsonl")
+    # Each bad line is followed by a good and a blank one.
+    assert [one["where"] for one in rejects] == [f"{source}:{3 * number + 1}" for number in range(len(BAD))]
+    assert all(reason in one["reason"] for one, (_, reason) in zip(rejects, BAD, strict=True))
+    assert f"{len(BAD)} line(s) left out, listed in" in capsys.readouterr().err
+    write(source, record(0, "\\boxed{7}"))
+    grade_file(source, tmp_path / "out.jsonl", processes=1)
+    assert not (tmp_path / "out.jsonl.rejects.jsonl").exists()
+
+
+def test_mistakes_are_named_and_leave_nothing(tmp_path):
+    source = write(tmp_path / "in.jsonl", b"[]\n")
+    with pytest.raises(DataError, match=r"no line can be graded.*1 lines, the last one: expected an object"):
+        grade_file(source, tmp_path / "out.jsonl", processes=1)
+    with pytest.raises(DataError, match=r"no line can be graded.*got no line"):
+        grade_file(write(tmp_path / "empty.jsonl"), tmp_path / "out.jsonl", processes=1)
+    with pytest.raises(ConfigError, match="one file"):
+        grade_file(source, source)
+    with pytest.raises(DataError, match=r"absent\.jsonl: cannot read or write \(No such file"):
+        grade_file(tmp_path / "absent.jsonl", tmp_path / "out.jsonl")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty.jsonl", "in.jsonl"]
+
+
+@pytest.mark.skipif(not TRAJECTORIES.is_dir(), reason="the shared trajectories are not beside this checkout")
+@pytest.mark.parametrize(
+    ("name", "percent"),
+    [("gsm8k", 100), ("math_test100", 99.5), ("amc23", 99), ("math500", 97.5), ("olympiadbench", 96)],
+)
+def test_agreement_with_given_labels_and_two_equal_runs(tmp_path, name, percent):
+    with gzip.open(TRAJECTORIES / f"{name}.jsonl.gz", "rt", encoding="utf-8") as file:
+        groups = [json.loads(line) for number, line in enumerate(file) if number % EVERY == 0]
+    source = write(
+        tmp_path / "in.jsonl",
+        *(
+            {"group_id": group["group_id"], "problem": group["problem"], "answer": group["gold"], **solution}
+            for group in groups
+            for solution in group["solutions"]
+        ),
+    )
+    grade_file(source, tmp_path / "one.jsonl", processes=1)
+    graded = read(tmp_path / "one.jsonl")
+    agreeing = sum(one["lenient"] == one["label"] for one in graded)
+    assert 100 * agreeing / len(graded) >= percent
+    if name in ("gsm8k", "math_test100"):
+        grade_file(source, tmp_path / "two.jsonl", processes=2)
+        assert (tmp_path / "two.jsonl").read_bytes() == (tmp_path / "one.jsonl").read_bytes()
