@@ -1,25 +1,18 @@
-"""OpenThinker3-7B, the model of the offline GRPO release, on one node of eight 80 GB GPUs."""
+"""OpenThinker3-7B, the model of the offline GRPO release, on one node of eight 80 GB GPUs and on more."""
 
 from dataclasses import replace
 
-from megatron_offgrpo.config import LayoutConfig, ModelConfig, PathsConfig, PlanConfig, RunConfig
+from megatron_offgrpo.config import LayoutConfig, ModelConfig, PlanConfig, RunConfig
 from recipes.objectives import blog, released
+from recipes.paths import run_paths
 
 
 def openthinker3_7b() -> RunConfig:
-    """The released settings: 8 trajectories a problem, 32 problems a step, 5 epochs, lr 1e-7."""
-    root = "runs/openthinker3_7b"
+    """The released settings: 8 trajectories a problem, 32 problems a step, 5 epochs, lr 1e-7; 8 x 80 GB."""
     return RunConfig(
         name="openthinker3_7b",
         objective=released(),
-        paths=PathsConfig(
-            hf_model="models/OpenThinker3-7B",
-            store=f"{root}/store",
-            megatron=f"{root}/base_megatron",
-            reference=f"{root}/reference",
-            plan=f"{root}/plan",
-            output=f"{root}/train",
-        ),
+        paths=run_paths("openthinker3_7b", "OpenThinker3-7B"),
         plan=PlanConfig(epochs=5, groups_per_step=32, short_groups="cycle", max_pack_tokens=32768, pack_multiple=64),
         layout=LayoutConfig(tp=4, sequence_parallel=True, processes=8),
         model=ModelConfig(precision="bf16", recompute="full"),
@@ -32,3 +25,19 @@ def openthinker3_7b_blog() -> RunConfig:
     return replace(
         base, name="openthinker3_7b_blog", objective=blog(), plan=replace(base.plan, epochs=3, short_groups="keep")
     )
+
+
+def openthinker3_7b_32x80gb() -> RunConfig:
+    """The released settings on four nodes; with more GPUs nothing needs to be recomputed."""
+    return replace(
+        openthinker3_7b(),
+        name="openthinker3_7b_32x80gb",
+        layout=LayoutConfig(tp=4, sequence_parallel=True, processes=32),
+        model=ModelConfig(precision="bf16", recompute="none"),
+    )
+
+
+def openthinker3_7b_64x80gb() -> RunConfig:
+    """The released settings on eight nodes."""
+    base = openthinker3_7b_32x80gb()
+    return replace(base, name="openthinker3_7b_64x80gb", layout=replace(base.layout, processes=64))

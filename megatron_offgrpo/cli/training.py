@@ -1,32 +1,74 @@
 """`offgrpo plan`, `reference` and `train`."""
 
+from __future__ import annotations
+
 import sys
 from collections.abc import Callable
-from typing import Annotated, Any
+from json import dumps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from megatron_offgrpo.cli.options import Force, Recipe, Set, print_lines
+from megatron_offgrpo.progress import say
+
+if TYPE_CHECKING:
+    from megatron_offgrpo.config import RunConfig
+    from megatron_offgrpo.planning.plan import Plan
 
 
 def plan(
     recipe: Recipe,
     set: Set = None,
-    tflops_per_gpu: Annotated[
-        float | None, typer.Option("--tflops-per-gpu", help="Achieved TFLOP/s of one GPU, for the estimate of hours.")
+    hardware: Annotated[
+        str | None, typer.Option("--hardware", help="COUNTxCARD, e.g. 8xH100; by default layout.processes GPUs.")
     ] = None,
-    num_gpus: Annotated[int | None, typer.Option("--num-gpus", help="By default layout.processes.")] = None,
+    efficiency: Annotated[
+        float, typer.Option("--efficiency", min=0.01, max=1.0, help="Share of the card's peak rate that is achieved.")
+    ] = 0.35,
+    price: Annotated[float | None, typer.Option("--price", help="Of one GPU for an hour.")] = None,
+    assume: Annotated[
+        str | None,
+        typer.Option(
+            "--assume", help="GROUPSxTOKENS instead of a store: groups, mean response tokens. Nothing is saved."
+        ),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Fixes steps, packs and token weights of the whole run, and prints what it will take."""
-    from megatron_offgrpo.data.store import TrajectoryStore
-    from megatron_offgrpo.planning.plan import build_plan, save_plan
+    """Fixes steps, packs and token weights of the whole run, and prints what it will take.
+
+    With --hardware and no store yet, what depends on the model alone: memory and whether it fits.
+    """
+    from megatron_offgrpo.planning.hardware import Hardware
     from megatron_offgrpo.recipe import load_recipe
-    from megatron_offgrpo.reporting.plan_summary import plan_lines
+    from megatron_offgrpo.reporting import plan_summary
 
     run = load_recipe(recipe, set or ())
+    machine = plan_summary.Machine(run.layout.processes, price=price)
+    if hardware is not None:
+        machine = plan_summary.Machine.of(Hardware.parse(hardware), efficiency=efficiency, price=price)
+    made = _make_plan(run, assume, needs_store=hardware is None)
+    facts = plan_summary.plan_facts(made, run, machine)
+    print_lines([dumps(facts)] if json else plan_summary.fact_lines(facts))
+    plan_summary.require_fit(facts)
+
+
+def _make_plan(run: RunConfig, assume: str | None, *, needs_store: bool) -> Plan | None:
+    """The plan of the recipe's store, saved; of assumed groups, not saved; or None without either."""
+    from megatron_offgrpo.data.store import TrajectoryStore
+    from megatron_offgrpo.planning.assumed import AssumedGroups
+    from megatron_offgrpo.planning.plan import build_plan, save_plan
+
+    if assume is not None:
+        size, longest = run.plan.trajectories_per_group or 8, run.objective.max_response_tokens
+        return build_plan(AssumedGroups.parse(assume, size=size, max_tokens=longest), run.plan, run.objective)
+    if not needs_store and not Path(run.paths.store).exists():
+        say(f"no store at {run.paths.store}: steps, hours and cost are left out; --assume GROUPSxTOKENS estimates them")
+        return None
     made = build_plan(TrajectoryStore.open(run.paths.store), run.plan, run.objective)
     save_plan(made, run.paths.plan)
-    print_lines(plan_lines(made, run, num_gpus=num_gpus, tflops_per_gpu=tflops_per_gpu))
+    return made
 
 
 def reference(recipe: Recipe, set: Set = None, force: Force = False) -> None:

@@ -7,15 +7,11 @@ import pytest
 
 from megatron_offgrpo.config import LayoutConfig, ModelConfig, PlanConfig
 from megatron_offgrpo.errors import ConfigError
-from megatron_offgrpo.planning.estimate import (
-    ModelShape,
-    memory_per_rank,
-    pack_flops,
-    packs_lower_bound,
-    run_cost,
-    summary_lines,
-)
+from megatron_offgrpo.planning.estimate import balance, packs_lower_bound, run_cost
+from megatron_offgrpo.planning.flops import pack_flops
+from megatron_offgrpo.planning.memory import memory_per_rank, parameters_of_stage
 from megatron_offgrpo.planning.plan import build_plan
+from megatron_offgrpo.planning.shape import ModelShape
 from tests.unit.planning.fakes import OBJECTIVE, fake_store, random_store
 
 QWEN2_5_7B = ModelShape(28, 3584, 18944, 28, 4, 128, 152064, qkv_bias=True)
@@ -63,70 +59,113 @@ def test_flops_by_hand():
     # 6 * 2 layers * query size 4 * l^2; head 6 * 40 * response tokens.
     expected = [6 * 240 * 8 + 48 * (9 + 25) + 240 * 6, 6 * 240 * 8 + 48 * 36 + 240 * 5]
     np.testing.assert_allclose(pack_flops(plan, TINY), expected, rtol=1e-15)
-    again = [8 * 240 * 8 + 64 * (9 + 25) + 240 * 6, 8 * 240 * 8 + 64 * 36 + 240 * 5]
+    # The head computes its logits again in any case: 8 * 40.
+    computed = [6 * 240 * 8 + 48 * (9 + 25) + 320 * 6, 6 * 240 * 8 + 48 * 36 + 320 * 5]
+    np.testing.assert_allclose(pack_flops(plan, TINY, recompute=False), computed, rtol=1e-15)
+    again = [8 * 240 * 8 + 64 * (9 + 25) + 320 * 6, 8 * 240 * 8 + 64 * 36 + 320 * 5]
     np.testing.assert_allclose(pack_flops(plan, TINY, recompute=True), again, rtol=1e-15)
+
+
+# Kept per token and layer: norms 4 * 4, rotary 4 * 2, QKV (4 + 4) + 4 + 2, attention's output 4, MLP 5 * 6 = 72 values
+# of 4 bytes, and 4 bytes for each of two norms and two heads.
+LAYER = 4 * 72 + 16
+# The final norm's input and statistic, and the ids in 8 bytes.
+ENDS = 4 * 4 + 4 + 8
 
 
 def test_memory_of_one_rank_by_hand():
     got = memory_per_rank(TINY, LayoutConfig(), FP32, num_gpus=1, max_pack_tokens=8)
-    assert got.weights == 4 * 340
-    assert got.gradients == 4 * 340
-    assert got.optimizer == 8 * 340
-    # Per token and layer 4 h = 16, 2 q + kv = 12, 3 f = 18 values of 4 bytes; two layers, 8 tokens.
-    assert got.activations == 4 * 46 * 2 * 8
-    assert got.head == 3 * 2**20 + 2 * 4 * 4 * 8
-    assert got.total == got.weights + got.gradients + got.optimizer + got.activations + got.head
+    # The vocabulary of 10 is padded to 128: two tables of 128 * 4.
+    parameters = 2 * 128 + 4 + 2 * 512
+    assert got.weights == 4 * parameters
+    assert got.gradients == 4 * parameters
+    assert got.optimizer == 8 * parameters
+    assert got.activations == 8 * (2 * LAYER + ENDS)
+    # Gradients of gate and up and of two hidden states.
+    assert got.working == 4 * (12 + 8) * 8
+    # Two blocks of a MiB; per row its hidden state (16 bytes) and 24 bytes, gradients in fp32 and in the model's
+    # width; the gradient of the output weights.
+    assert got.logits == 2 * 2**20 + (16 + 24 + 16 + 16) * 8 + 4 * 512
+    kept = got.weights + got.gradients + got.optimizer + got.activations
+    assert got.total == kept + max(got.working, got.logits)
 
 
 def test_memory_of_a_layout_by_hand():
     layout = LayoutConfig(tp=2, pp=2, sequence_parallel=True)
-    got = memory_per_rank(TINY, layout, dataclasses.replace(FP32, precision="bf16"), num_gpus=8, max_pack_tokens=8)
-    # One layer: 120 / 2 + 8, embedding 40 / 2, final norm 4. Optimizer 12 bytes over dp = 2.
-    assert got.weights == 2 * 92
-    assert got.gradients == 4 * 92
-    assert got.optimizer == 12 * 92 / 2
-    # Everything is sharded over tp; the first stage keeps two micro-batches of its one layer.
-    assert got.activations == 2 * 46 / 2 * 8 * 2
-    without = memory_per_rank(
-        TINY, dataclasses.replace(layout, sequence_parallel=False), FP32, num_gpus=8, max_pack_tokens=8
-    )
-    assert without.activations == 4 * (16 + 30 / 2) * 8 * 2
+    shape = dataclasses.replace(TINY, num_query_groups=2)
+    got = memory_per_rank(shape, layout, dataclasses.replace(FP32, precision="bf16"), num_gpus=8, max_pack_tokens=8)
+    # The last stage is the fullest for its head. A layer: matrices (64 + 72) / 2 and norms 8; 128 rows of the
+    # embedding; final norm 4. Optimizer 12 bytes over dp = 2.
+    parameters = 68 + 8 + 512 + 4
+    assert got.weights == 2 * parameters
+    assert got.gradients == 4 * parameters
+    assert got.optimizer == 12 * parameters / 2
+    # One pack in flight. All but rotary is halved: norms 16, rotary 8, QKV (4 + 8) + 4 + 4, output 4, MLP 30;
+    # numbers in fp32: two norms, one head; final norm.
+    assert got.activations == 8 * (2 * (8 + 8 + 6 + 2 + 2 + 2 + 15) + 4 * 3 + 2 * 2 + 4)
+
+
+def test_the_first_stage_keeps_as_many_packs_as_there_are_stages():
+    shape = dataclasses.replace(TINY, num_layers=8)
+    model = dataclasses.replace(FP32, recompute="full")
+
+    def activations(**layout):
+        return memory_per_rank(shape, LayoutConfig(**layout), model, num_gpus=4, max_pack_tokens=2**20).activations
+
+    tokens = 2**20
+    # A layer's input 16 bytes; per pack the rotary table 8 bytes, ids 8 bytes once. Two layers of four packs.
+    assert activations(pp=4) == tokens * (2 * 4 * 16 + 4 * 8 + 8)
+    # Interleaved with v = 2: 1 + (p - 1) / (p v) = 11 / 8 as much (Korthikanti et al. 2022, section 4.2.3).
+    assert activations(pp=4, vpp=2) == tokens * (11 / 8 * (2 * 4 * 16 + 4 * 8) + 8)
 
 
 def test_full_recompute_keeps_the_layers_inputs():
     model = dataclasses.replace(FP32, recompute="full")
     got = memory_per_rank(TINY, LayoutConfig(), model, num_gpus=1, max_pack_tokens=8)
-    assert got.activations == 4 * 4 * 8 * 2 + 4 * 46 * 8
+    assert got.activations == 8 * (2 * 16 + 8 + ENDS)
+    assert got.working == 4 * (12 + 8) * 8 + 8 * LAYER
 
 
 def test_experts_are_sharded_over_ep():
     shape = dataclasses.replace(TINY, num_experts=4, experts_per_token=2)
+    # Per layer: attention 48, router 16, norms 8, two of four experts of 72; embeddings 2 * 512, final norm 4.
+    dense, experts = parameters_of_stage(shape, LayoutConfig(ep=2), 0)
+    assert (dense, experts) == (2 * (48 + 16 + 8) + 1028, 2 * 2 * 72)
     got = memory_per_rank(shape, LayoutConfig(ep=2), FP32, num_gpus=2, max_pack_tokens=8)
-    # Per layer: attention 48, router 16, norms 8, two of four experts of 72; embeddings 80, final norm 4.
-    dense, experts = 2 * (48 + 16 + 8) + 84, 2 * 2 * 72
     assert got.weights == 4 * (dense + experts)
     # Dense states are spread over dp = 2, expert states over dp / ep = 1.
     assert got.optimizer == 8 * (dense / 2 + experts)
-    assert dense + 2 * experts == shape.num_parameters
+    # With ep, tensor parallelism leaves experts whole: on four ranks of tp = 2 their states are spread over 4 / ep = 2.
+    layout = LayoutConfig(tp=2, ep=2, sequence_parallel=True)
+    dense, experts = parameters_of_stage(dataclasses.replace(shape, num_query_groups=2), layout, 0)
+    assert experts == 2 * 2 * 72
+    got = memory_per_rank(dataclasses.replace(shape, num_query_groups=2), layout, FP32, num_gpus=4, max_pack_tokens=8)
+    assert got.optimizer == 8 * (dense / 2 + experts / 2)
 
 
 def test_time_by_hand():
     plan = tiny_plan()
-    first, second = pack_flops(plan, TINY)
-    one = run_cost(plan, TINY, LayoutConfig(), num_gpus=1, tflops_per_gpu=1e-12)
+    first, second = pack_flops(plan, TINY, recompute=False)
+
+    def hours(layout, num_gpus):
+        even = balance(plan, TINY, layout, num_gpus=num_gpus)
+        return even, run_cost(even, num_gpus=num_gpus, tflops_per_gpu=1e-12)
+
+    even, one = hours(LayoutConfig(), 1)
     assert one.hours == pytest.approx((first + second) / 3600, rel=1e-12)
-    assert (one.worst_imbalance, one.zero_weight_packs) == (0, 0)
-    two = run_cost(plan, TINY, LayoutConfig(), num_gpus=2, tflops_per_gpu=1e-12)
+    assert one.step_seconds == pytest.approx(first + second, rel=1e-12)
+    assert (even.worst, even.zero_weight_packs, even.dp) == (0, 0, 1)
+    even, two = hours(LayoutConfig(), 2)
     assert two.hours == pytest.approx(max(first, second) / 3600, rel=1e-12)
     assert two.gpu_hours == pytest.approx(2 * two.hours, rel=1e-12)
-    assert two.worst_imbalance == pytest.approx(2 * max(first, second) / (first + second) - 1, rel=1e-12)
+    assert even.worst == pytest.approx(2 * max(first, second) / (first + second) - 1, rel=1e-12)
+    assert (even.worst_with_enough_packs, even.steps_with_enough_packs) == (None, 0)
     # tp shares the packs: the same hours on one data-parallel rank of two GPUs are half of one GPU's.
-    assert run_cost(plan, TINY, LayoutConfig(tp=2), num_gpus=2, tflops_per_gpu=1e-12).hours == pytest.approx(
-        one.hours / 2, rel=1e-12
-    )
-    interleaved = run_cost(plan, TINY, LayoutConfig(pp=4, vpp=2), num_gpus=4, tflops_per_gpu=1.0)
-    assert interleaved.zero_weight_packs == 2
-    assert run_cost(plan, TINY, LayoutConfig(), num_gpus=3, tflops_per_gpu=1.0).zero_weight_packs == 1
+    assert hours(LayoutConfig(tp=2), 2)[1].hours == pytest.approx(one.hours / 2, rel=1e-12)
+    # Two stages and two packs: half a pipeline's time is idle.
+    assert hours(LayoutConfig(pp=2), 2)[1].hours == pytest.approx(one.hours / 2 * 1.5, rel=1e-12)
+    assert hours(LayoutConfig(pp=4, vpp=2), 4)[0].zero_weight_packs == 2
+    assert hours(LayoutConfig(), 3)[0].zero_weight_packs == 1
 
 
 @pytest.mark.parametrize(
@@ -137,31 +176,9 @@ def test_impossible_layouts_are_refused(layout, num_gpus):
         memory_per_rank(TINY, layout, FP32, num_gpus=num_gpus, max_pack_tokens=8)
 
 
-def test_summary_names_the_facts():
-    plan = tiny_plan()
-    text = "\n".join(summary_lines(plan))
-    for part in (
-        "1 (3 trajectories a step)",
-        "packs          2 of at most 8",
-        "lower bound 2",
-        "14, of them 11",
-        "12.500 %",
-    ):
-        assert part in text
-    assert "memory" not in text
-    text = "\n".join(summary_lines(plan, shape=TINY, model=FP32, num_gpus=3, tflops_per_gpu=1.0))
-    for part in (
-        "parameters     340",
-        "on the fullest of 3 ranks",
-        "GPU-hours at an assumed 1 TFLOP/s",
-        "1 zero-weight",
-    ):
-        assert part in text
-
-
-def test_summary_of_a_partial_last_step_says_so():
+def test_the_lower_bound_counts_every_step():
     store = random_store(9)
     config = PlanConfig(groups_per_step=4, trajectories_per_group=1, max_pack_tokens=128, shuffle=False)
     plan = build_plan(store, config, OBJECTIVE)
-    assert "3 (4, in the last step 1 trajectories a step)" in summary_lines(plan)[0]
     assert packs_lower_bound(plan) <= plan.num_packs
+    assert packs_lower_bound(tiny_plan()) == 2

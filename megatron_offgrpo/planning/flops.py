@@ -1,0 +1,30 @@
+"""FLOPs of the packs of a plan."""
+
+import numpy as np
+
+from megatron_offgrpo.planning.plan import Plan
+from megatron_offgrpo.planning.shape import ModelShape
+from megatron_offgrpo.types import FloatArray
+
+
+def pack_flops(plan: Plan, shape: ModelShape, *, recompute: bool | None = None) -> FloatArray:
+    """FLOPs of a training step on each pack, forward and backward.
+
+    Per token 6 per matrix parameter of the layers (2 forward, 4 backward; padding tokens included), per trajectory
+    of l tokens 6 * num_layers * query_size * l^2 (QK^T and PV, causal: half of 12, after Narayanan et al. 2021), and
+    6 * hidden * vocabulary per response token for the head.
+
+    Args:
+        recompute: None counts the mathematics (for MFU). A bool counts what is computed: the head's logits twice
+            (8 for 6), and with True the layers' forward pass twice (8 for 6).
+
+    Returns:
+        float64 [num_packs].
+    """
+    layers = 8.0 if recompute else 6.0
+    head = 6.0 if recompute is None else 8.0
+    lengths = plan.tokens.astype(np.float64)
+    entries = layers * shape.num_layers * shape.query_size * lengths**2
+    entries += head * shape.embedding * plan.response_tokens
+    packs = np.bincount(plan.pack, weights=entries, minlength=plan.num_packs)
+    return packs + layers * shape.matmul_parameters_per_token * plan.pack_padded

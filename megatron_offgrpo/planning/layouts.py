@@ -1,0 +1,126 @@
+"""Which layouts a model can take, which of them fit into memory, and which is likely the fastest."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from megatron_offgrpo.config import LayoutConfig, RunConfig
+from megatron_offgrpo.errors import ConfigError
+from megatron_offgrpo.planning.hardware import GPUS_PER_NODE, Hardware
+from megatron_offgrpo.planning.memory import Memory, memory_per_rank
+from megatron_offgrpo.planning.shape import ModelShape
+
+Recompute = Literal["none", "selective", "full"]
+LOSS_PER_DOUBLING = {"tp": 0.05, "cp": 0.03, "ep": 0.04}
+"""Assumed share of the time that each doubling adds in communication; only orders layouts that all fit."""
+BETWEEN_NODES = 3.0
+"""Assumed factor on that loss for a doubling that leaves the node."""
+RECOMPUTE_COST: dict[Recompute, float] = {"none": 0.0, "selective": 0.02, "full": 1 / 3}
+"""Share of the time that recomputing adds: a third of forward and backward, or some of the attention."""
+MOST_GPUS = 4096
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A layout that fits."""
+
+    num_gpus: int
+    layout: LayoutConfig
+    recompute: Recompute
+    memory: Memory
+
+    def settings(self) -> str:
+        """As `--set` options."""
+        layout = self.layout
+        names = ("tp", "pp", "vpp", "cp", "ep")
+        values = [f"layout.{name}={getattr(layout, name)}" for name in names]
+        values += [f"layout.sequence_parallel={str(layout.sequence_parallel).lower()}"]
+        values += [f"layout.processes={self.num_gpus}", f"model.recompute={self.recompute}"]
+        return " ".join(f"--set {value}" for value in values)
+
+
+def check_divides(shape: ModelShape, layout: LayoutConfig) -> None:
+    """Refuses a layout over which the model's sizes do not divide.
+
+    Raises:
+        ConfigError: naming the field.
+    """
+    for field, size, by, value in (
+        ("layout.tp", "attention heads", layout.tp, shape.num_attention_heads),
+        ("layout.tp", "key-value heads", layout.tp, shape.num_query_groups),
+        ("layout.tp", "feed-forward width", layout.tp, shape.ffn_hidden_size),
+        ("layout.pp", "layers", layout.pp * layout.vpp, shape.num_layers),
+        ("layout.ep", "experts", layout.ep, shape.num_experts),
+    ):
+        if by > 1 and (value % by or not value):
+            raise ConfigError(
+                f"does not divide the model's {size}", where=field, expected=f"a divisor of {value}", got=by
+            )
+
+
+def propose(shape: ModelShape, run: RunConfig, hardware: Hardware, *, packs_per_step: float) -> Proposal | None:
+    """The layout that fits and is likely the fastest; None where none fits.
+
+    Time is taken as proportional to (1 + recompute) (1 + bubble) (packs of the busiest rank / mean) communication
+    with LOSS_PER_DOUBLING and BETWEEN_NODES.
+    """
+    best: tuple[tuple[float, ...], Proposal] | None = None
+    for layout in _layouts(shape, run, hardware.num_gpus):
+        for recompute, again in RECOMPUTE_COST.items():
+            model = replace(run.model, recompute=recompute)
+            memory = memory_per_rank(
+                shape, layout, model, num_gpus=hardware.num_gpus, max_pack_tokens=run.plan.max_pack_tokens
+            )
+            if memory.total > hardware.usable_bytes:
+                continue
+            time = (1 + again) * _relative_time(layout, hardware.num_gpus, packs_per_step)
+            rank = (time, layout.pp, layout.tp, layout.cp, layout.ep)
+            if best is None or rank < best[0]:
+                best = rank, Proposal(hardware.num_gpus, layout, recompute, memory)
+    return best[1] if best else None
+
+
+def propose_more(shape: ModelShape, run: RunConfig, hardware: Hardware, *, packs_per_step: float) -> Proposal | None:
+    """A layout on twice as many GPUs, or four times, and so on, where this number is too small."""
+    num_gpus = hardware.num_gpus * 2
+    while num_gpus <= MOST_GPUS:
+        found = propose(shape, run, replace(hardware, num_gpus=num_gpus), packs_per_step=packs_per_step)
+        if found:
+            return found
+        num_gpus *= 2
+    return None
+
+
+def _layouts(shape: ModelShape, run: RunConfig, num_gpus: int) -> Iterator[LayoutConfig]:
+    """All that divide the model, the GPUs and the packs; tensor parallelism with sequence parallelism."""
+    node = min(GPUS_PER_NODE, num_gpus)
+    for tp in _divisors(node):
+        for cp in (1, 2, 4, 8, 16):
+            for pp in _divisors(math.gcd(num_gpus, shape.num_layers)):
+                for ep in _divisors(shape.num_experts) if shape.num_experts else [1]:
+                    layout = LayoutConfig(tp=tp, pp=pp, cp=cp, ep=ep, sequence_parallel=tp > 1, processes=num_gpus)
+                    try:
+                        check_divides(shape, layout)
+                        replace(run, layout=layout).check_layout(num_gpus)
+                    except ConfigError:
+                        continue
+                    yield layout
+
+
+def _relative_time(layout: LayoutConfig, num_gpus: int, packs_per_step: float) -> float:
+    dp = layout.data_parallel_size(num_gpus)
+    packs = max(1.0, math.ceil(packs_per_step / dp))
+    idle = packs * dp / packs_per_step
+    bubble = 1 + (layout.pp - 1) / (layout.vpp * packs)
+    communication = 1.0
+    for name, loss in LOSS_PER_DOUBLING.items():
+        size = getattr(layout, name)
+        # Tensor-parallel ranks lie side by side, context-parallel ones beyond them.
+        inside = min(size, GPUS_PER_NODE // layout.tp if name == "cp" else GPUS_PER_NODE)
+        communication += loss * (math.log2(inside) + BETWEEN_NODES * math.log2(size / inside))
+    return idle * bubble * communication
+
+
+def _divisors(number: int) -> list[int]:
+    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
