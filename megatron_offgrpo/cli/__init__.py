@@ -9,8 +9,9 @@ from typing import NoReturn
 
 import typer
 
-from megatron_offgrpo.cli import data, evaluation, project, training
+from megatron_offgrpo.cli import data, evaluation, launch, project, training
 from megatron_offgrpo.errors import OffgrpoError
+from megatron_offgrpo.outcome import report_refusal
 
 app = typer.Typer(
     help="Offline GRPO on Megatron-Core: prepare, plan, reference, train, convert, eval, report.",
@@ -20,11 +21,21 @@ app = typer.Typer(
 )
 COMMANDS: dict[str, Callable[..., None]] = {
     "prepare": data.prepare,
+    "inspect": data.inspect,
+    "export": data.export,
     "plan": training.plan,
     "reference": training.reference,
     "train": training.train,
     "eval": evaluation.evaluate_command,
+    "grade": evaluation.grade,
+    "compare": evaluation.compare,
+    "generate": evaluation.generate,
+    "check-weights": evaluation.check_weights,
     "report": project.report,
+    "chain": launch.chain,
+    "launch": launch.launch,
+    "jobs": launch.jobs,
+    "check-node": launch.check_node,
     "doctor": project.doctor,
     "recipes": project.recipes,
     "quickstart": project.quickstart,
@@ -42,7 +53,9 @@ def _mount_converters() -> None:
 def main() -> None:
     """Entry point: a user's mistake is one line on standard error and exit status 1."""
     _quiet()
-    _mount_converters()
+    # The launcher's environment has no torch.
+    if sys.argv[1:2] not in (["launch"], ["jobs"]):
+        _mount_converters()
     try:
         app()
     except OffgrpoError as error:
@@ -59,6 +72,7 @@ def _quiet() -> None:
 
 
 def _fail(error: OffgrpoError) -> NoReturn:
+    report_refusal(str(error))
     rank = int(os.environ.get("RANK", "0"))
     if rank:
         # What is wrong for all ranks is said by the first; the launcher ends this one before it repeats it.

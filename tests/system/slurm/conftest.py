@@ -1,7 +1,10 @@
-"""One Slurm for the tests of this folder."""
+"""One Slurm for the tests of this folder, and one chain that runs while the other tests wait."""
+
+from pathlib import Path
 
 import pytest
 
+from tests.system.slurm import toy_chain
 from tests.system.slurm.cluster import Cluster, missing_programs
 
 
@@ -12,3 +15,17 @@ def cluster():
         pytest.skip(f"no Slurm here: {', '.join(missing)} missing; make install-slurm installs them (Debian, root)")
     with Cluster() as started:
         yield started
+
+
+@pytest.fixture(scope="session")
+def submitted(cluster: Cluster, tmp_path_factory) -> tuple[Path, dict[str, str]]:
+    """The folder and the job ids of a chain that has just been submitted."""
+    folder = tmp_path_factory.mktemp("chain")
+    return folder, toy_chain.submit(cluster, folder)
+
+
+@pytest.fixture(scope="session")
+def chain(cluster: Cluster, submitted) -> tuple[Path, dict[str, str]]:
+    """The same, ended."""
+    cluster.wait(submitted[1]["report"], 240)
+    return submitted

@@ -4,6 +4,7 @@
 "ready": path of a socket file, a port number, or null}.
 """
 
+import contextlib
 import ctypes
 import json
 import os
@@ -47,10 +48,8 @@ class Daemons:
         """Collects exit statuses of detached steps, not those of the daemons."""
         own = {process.pid for process in self.running}
         for pid in descendants() - own:
-            try:
+            with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, os.WNOHANG)
-            except ChildProcessError:
-                pass
 
     def end(self) -> None:
         """SIGTERM to the daemons, last started first; then SIGKILL to whatever is left of them and of the jobs."""

@@ -47,8 +47,8 @@ class Jobs:
 
 
 @pytest.fixture(scope="module")
-def jobs(cluster, tmp_path_factory) -> Jobs:
-    """All jobs at once, since a job that is queued again waits some seconds."""
+def jobs(cluster, submitted, tmp_path_factory) -> Jobs:
+    """All jobs at once, beside the chain of the other tests: a job that is queued again waits some seconds."""
     jobs = Jobs(cluster, tmp_path_factory.mktemp("rules"))
     first, _, third = cluster.nodes
     elsewhere = f"--exclude={third}"

@@ -1,0 +1,128 @@
+"""`offgrpo launch`: NeMo-Run on the real Slurm with accounting, on this machine, and what a dry run prints."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.system.slurm.cluster import REPOSITORY
+from tests.system.slurm.toy_chain import RECIPE, settings
+
+LAUNCHER = REPOSITORY / ".venv-launch" / "bin" / "offgrpo"
+GOLDEN = Path(__file__).parent / "golden"
+pytestmark = pytest.mark.skipif(not LAUNCHER.exists(), reason="no .venv-launch: make install-launch")
+
+
+class Launcher:
+    """Runs `offgrpo launch` and `offgrpo jobs` with the experiments of a test."""
+
+    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
+        self.folder = folder
+        own = {"NEMORUN_HOME": str(folder / "nemo_run"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+        self.environment = {**environment, **own}
+
+    def __call__(self, *arguments: object, expect: int = 0) -> str:
+        done = subprocess.run(
+            [LAUNCHER, *map(str, arguments)],
+            cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=200,
+        )  # fmt: skip
+        assert done.returncode == expect, f"{done.returncode}\n{done.stdout[-6000:]}\n{done.stderr[-4000:]}"
+        assert "Traceback" not in done.stderr
+        self.errors = done.stderr
+        return done.stdout
+
+    def launch(self, executor: str, *arguments: object, expect: int = 0) -> str:
+        return self("launch", RECIPE, "--executor", executor, "--python", sys.executable, *arguments, expect=expect)
+
+    def experiment(self) -> str:
+        return re.search(r"launch: experiment (\S+)", self.errors).group(1)
+
+
+def states(output: str) -> dict[str, str]:
+    """Task -> state, from the table."""
+    ended = ("succeeded", "failed", "cancelled", "waiting", "running")
+    rows = [line.split() for line in output.splitlines() if not line.startswith(" ")]
+    return {row[0]: row[-1] for row in rows if len(row) in (2, 3) and row[-1] in ended}
+
+
+@pytest.fixture
+def local(tmp_path) -> Launcher:
+    return Launcher(tmp_path, dict(os.environ))
+
+
+@pytest.fixture
+def on_slurm(tmp_path, cluster) -> Launcher:
+    return Launcher(tmp_path, cluster.environment)
+
+
+def test_slurm_says_which_step_failed_and_why(on_slurm, chain, cluster):
+    """The plan is made again; training finds no reference; nothing comes after."""
+    sets = settings(chain[0], f"paths.reference={on_slurm.folder / 'none'}", f"paths.output={on_slurm.folder / 'out'}")
+    options = ["--nodes", 2, "--gpus-per-node", 2, "--account", "research", "--partition", "normal", "--time", "10"]
+    chosen = ["--steps", "plan,train,export", "--poll-seconds", "1", "--env", "NOTE=two words"]
+    output = on_slurm.launch("slurm", *sets, *options, *chosen, expect=1)
+    assert states(output) == {"plan": "succeeded", "train": "failed", "export": "cancelled"}, output
+    assert "train failed; the last lines of its log:" in output
+    assert "no finished reference here" in output
+    experiment = on_slurm.experiment()
+    assert states(on_slurm("jobs", "status", experiment, expect=1)) == states(output)
+    assert "steps" in on_slurm("jobs", "logs", experiment, "plan")
+    jobs = re.findall(r"^train +(\d+)", output, re.MULTILINE)
+    accounted = cluster.run("sacct", "-X", "-n", "-P", "-j", jobs[0], "-o", "Account,NNodes,NTasks,State,Restarts")
+    assert accounted.startswith("research|2|")
+
+
+def test_slurm_success_detached_and_cancelled(on_slurm, chain):
+    sets = settings(chain[0])
+    output = on_slurm.launch("slurm", *sets, "--steps", "report", "--poll-seconds", "1")
+    assert states(output) == {"report": "succeeded"}, output
+    on_slurm.launch("slurm", *sets, "--steps", "plan,report", "--detach", "--sbatch", "hold=")
+    experiment = on_slurm.experiment()
+    assert states(on_slurm("jobs", "status", experiment)) == {"plan": "waiting", "report": "waiting"}
+    assert on_slurm("jobs", "cancel", experiment).startswith("cancelled: plan, report")
+    assert set(states(on_slurm("jobs", "status", experiment, expect=1)).values()) == {"cancelled"}
+
+
+def test_local_executor_stops_after_a_failure(local, chain):
+    sets = settings(chain[0], f"paths.reference={local.folder / 'none'}", f"paths.output={local.folder / 'out'}")
+    output = local.launch("local", *sets, "--steps", "plan,train,export", expect=1)
+    assert states(output) == {"plan": "succeeded", "train": "failed", "export": "cancelled"}, output
+    assert "no finished reference here" in output
+    assert states(local("jobs", "status", local.experiment(), expect=1)) == states(output)
+
+
+def test_torchrun_trains_on_two_ranks(local, chain):
+    sets = settings(chain[0], f"paths.output={local.folder / 'out'}")
+    output = local.launch("torchrun", *sets, "--gpus-per-node", 2, "--steps", "train")
+    assert states(output) == {"train": "succeeded"}, output
+    assert (local.folder / "out" / "checkpoints" / "latest_checkpointed_iteration.txt").exists()
+
+
+def test_a_wrong_recipe_or_option_is_one_line(local):
+    local("launch", "quikstart", "--executor", "local", "--python", sys.executable, expect=1)
+    assert "unknown recipe" in local.errors
+    local("launch", RECIPE, "--executor", "torchrun", expect=1)
+    assert "--gpus-per-node: torchrun needs a number of processes" in local.errors
+
+
+@pytest.mark.parametrize("executor", ["slurm", "torchrun"])
+def test_dry_run_prints_the_scripts(local, executor):
+    """The whole 7B chain; `UPDATE_GOLDEN=1 pytest ...` writes the files anew."""
+    more = ["--nodes", 4, "--account", "research", "--partition", "gpu", "--container-image", "registry/image:1"]
+    more += ["--mounts", "/data:/data", "--env", "NCCL_DEBUG=WARN", "--time", "12:00:00", "--sbatch", "qos=high"]
+    arguments = ["--gpus-per-node", 8, "--input", "groups.parquet", "--prepare-shards", 2, "--benchmark", "math500"]
+    command = ["launch", "openthinker3_7b", "--executor", executor, *arguments, "--dryrun"]
+    # The container's Python is `python`; the chain is read by this one.
+    command += more if executor == "slurm" else ["--python", sys.executable]
+    output = local(*command)
+    for found, name in ((r"openthinker3_7b_\d{10,}", "EXPERIMENT"), (str(local.folder), "WORKDIR")):
+        output = re.sub(found, name, output)
+    output = output.replace(sys.executable, "PYTHON").replace(str(REPOSITORY), "HOME")
+    path = GOLDEN / f"{executor}.txt"
+    if os.environ.get("UPDATE_GOLDEN"):
+        path.write_text(output)
+    assert output == path.read_text()
+    assert not list((local.folder / "nemo_run" / "experiments").glob("*/*"))
