@@ -10,14 +10,20 @@ from megatron_offgrpo.types import FloatArray
 
 BALANCED = 1e-3
 """Stop improving once the dearest rank is within this of the mean."""
+EVEN = 1e-2
+"""Equal counts are given up only where they leave the dearest rank further above the mean than this."""
+WORTH_MORE_PLACES = 5e-3
+"""More zero-weight packs are accepted where they lower the dearest rank by this share of the mean."""
 
 
 def assign(pack_costs: npt.ArrayLike, dp: int, vpp_group: int = 1) -> list[list[int | None]]:
-    """Spreads one step's packs over data-parallel ranks: equal counts, nearly equal costs.
+    """Spreads one step's packs over data-parallel ranks: nearly equal costs, and counts made equal by zero-weight packs.
 
     Dearest first, each to the cheapest rank with a free place (Graham 1969 with a limit on the count); then packs
     are swapped between the dearest rank and others as long as that lowers the dearer of the two and the dearest is more
-    than 0.1 % over the mean.
+    than 0.1 % over the mean. The limit is the mean count, rounded up; where that leaves the dearest rank more than 1 %
+    over the mean (a few long trajectories among many short ones), twice as many places, and so on, as long as that
+    helps: a rank with one dear pack then has fewer.
 
     Args:
         pack_costs: float [n], cost of each pack of the step, for example FLOPs.
@@ -34,7 +40,20 @@ def assign(pack_costs: npt.ArrayLike, dp: int, vpp_group: int = 1) -> list[list[
         raise ConfigError("needs at least one rank", where="layout", expected=">= 1", got=f"dp {dp}, group {vpp_group}")
     costs = np.asarray(pack_costs, dtype=np.float64)
     num_packs = len(costs)
-    places = -(-num_packs // (dp * vpp_group)) * vpp_group
+    places = -(-num_packs // dp)
+    best = _spread(costs, dp, places, vpp_group)
+    while imbalance(costs, best) > EVEN and places < num_packs:
+        places = min(2 * places, num_packs)
+        wider = _spread(costs, dp, places, vpp_group)
+        if imbalance(costs, wider) > imbalance(costs, best) - WORTH_MORE_PLACES:
+            break
+        best = wider
+    return best
+
+
+def _spread(costs: FloatArray, dp: int, places: int, group: int) -> list[list[int | None]]:
+    """With at most `places` packs a rank; as many places as the fullest rank then has, in multiples of `group`."""
+    num_packs = len(costs)
     # Zero-weight packs are packs of cost 0, numbered after the real ones.
     costs = np.concatenate([costs, np.zeros(dp * places - num_packs)])
     ranks: list[list[int]] = [[] for _ in range(dp)]
@@ -45,10 +64,9 @@ def assign(pack_costs: npt.ArrayLike, dp: int, vpp_group: int = 1) -> list[list[
         if len(ranks[rank]) < places:
             heapq.heappush(cheapest, (load + costs[number], rank))
     packs = _swap(np.array(ranks, dtype=np.int64).reshape(dp, places), costs)
-    return [
-        [number if number < num_packs else None for number in sorted(row, key=lambda n: (-costs[n], n))]
-        for row in packs.tolist()
-    ]
+    real = [sorted(row[row < num_packs].tolist(), key=lambda number: (-costs[number], number)) for row in packs]
+    count = -(-max(map(len, real)) // group) * group
+    return [[*row, *[None] * (count - len(row))] for row in real]
 
 
 def imbalance(pack_costs: npt.ArrayLike, ranks: list[list[int | None]]) -> float:

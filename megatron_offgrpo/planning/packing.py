@@ -13,7 +13,9 @@ FILL_SEARCH_LIMIT = 2048
 """Steps with more sequences than this are not searched beyond best fit, which reaches the bound on them in practice."""
 
 
-def pack(lengths: IntArray, max_tokens: int, *, names: Sequence[int] | IntArray | None = None) -> list[list[int]]:
+def pack(
+    lengths: IntArray, max_tokens: int, *, equal_parts: int = 1, names: Sequence[int] | IntArray | None = None
+) -> list[list[int]]:
     """Packs the sequences of one step into as few packs as it can, and then as evenly as it can.
 
     The lower bound P on the number of packs is computed first. Longest-first into P packs, each sequence to the
@@ -23,6 +25,9 @@ def pack(lengths: IntArray, max_tokens: int, *, names: Sequence[int] | IntArray 
     Args:
         lengths: int [n], tokens.
         max_tokens: capacity of a pack.
+        equal_parts: where there are this many packs or more, the sequences are first dealt into so many parts of nearly
+            equal tokens, each of as many packs; data-parallel ranks that divide it then get equal shares. The packs
+            get shorter, not emptier.
         names: store indices of the sequences, for the error message.
 
     Returns:
@@ -32,6 +37,13 @@ def pack(lengths: IntArray, max_tokens: int, *, names: Sequence[int] | IntArray 
         ConfigError: a sequence is longer than `max_tokens`.
     """
     _require_fit(lengths, max_tokens, names)
+    packs = _fewest(lengths, max_tokens)
+    if 1 < equal_parts <= len(packs):
+        packs = _in_equal_parts(lengths, max_tokens, equal_parts) or packs
+    return sorted(sorted(members) for members in packs)
+
+
+def _fewest(lengths: IntArray, max_tokens: int) -> list[list[int]]:
     order = np.argsort(-lengths, kind="stable").tolist()
     sizes = lengths.tolist()
     bound = lower_bound(lengths, max_tokens)
@@ -41,17 +53,41 @@ def pack(lengths: IntArray, max_tokens: int, *, names: Sequence[int] | IntArray 
         if len(packs) > bound and len(sizes) <= FILL_SEARCH_LIMIT:
             packs = min(packs, _fullest(order, sizes, max_tokens), key=len)
         packs = _evenly(order, sizes, max_tokens, len(packs)) or packs
-    return sorted(sorted(members) for members in packs)
+    return packs
+
+
+def _in_equal_parts(lengths: IntArray, max_tokens: int, num_parts: int) -> list[list[int]] | None:
+    """As many packs in each of `num_parts` parts that have nearly equal tokens; None where a part has too few sequences.
+
+    Packs of one length could not be dealt out evenly once a few long sequences have packs of their own; the parts can.
+    """
+    order = np.argsort(-lengths, kind="stable").tolist()
+    parts = _evenly(order, lengths.tolist(), int(lengths.sum()), num_parts) or []
+    packed = [_fewest(lengths[part], max_tokens) for part in parts]
+    count = max(map(len, packed))
+    if len(parts) < num_parts or any(len(part) < count for part in parts):
+        return None
+    packs = []
+    for part, members in zip(parts, packed, strict=True):
+        sizes = lengths[part].tolist()
+        packs += [[part[item] for item in pack] for pack in _split(members, sizes, count)]
+    return packs
 
 
 def pack_groups(
-    lengths: IntArray, sizes: IntArray, max_tokens: int, *, names: Sequence[int] | IntArray | None = None
+    lengths: IntArray,
+    sizes: IntArray,
+    max_tokens: int,
+    *,
+    equal_parts: int = 1,
+    names: Sequence[int] | IntArray | None = None,
 ) -> list[list[int]]:
     """As `pack`, with whole groups: all members of a group share a pack.
 
     Args:
         lengths: int [n], tokens of the sequences, groups one after another.
         sizes: int [g], members of each group, all above 0.
+        equal_parts: as in `pack`.
         names: store indices of the groups, for the error message.
 
     Raises:
@@ -62,7 +98,7 @@ def pack_groups(
     _require_fit(group_tokens, max_tokens, names, what="group")
     return [
         [position for group in groups for position in range(starts[group], starts[group] + sizes[group])]
-        for groups in pack(group_tokens, max_tokens)
+        for groups in pack(group_tokens, max_tokens, equal_parts=equal_parts)
     ]
 
 
@@ -114,6 +150,19 @@ def _evenly(order: list[int], sizes: list[int], max_tokens: int, num_packs: int)
         heapq.heapreplace(loads, (load + sizes[item], number))
         packs[number].append(item)
     return [members for members in packs if members]
+
+
+def _split(packs: list[list[int]], sizes: list[int], num_packs: int) -> list[list[int]]:
+    """Halves the fullest pack of two sequences or more, again and again, until there are enough."""
+    packs = [list(members) for members in packs]
+    while len(packs) < num_packs:
+        fullest = max(
+            (number for number, members in enumerate(packs) if len(members) > 1),
+            key=lambda number: sum(sizes[item] for item in packs[number]),
+        )
+        members = sorted(packs[fullest], key=lambda item: -sizes[item])
+        packs[fullest : fullest + 1] = _evenly(members, sizes, sum(sizes[item] for item in members), 2) or []
+    return packs
 
 
 def _best_fit(order: list[int], sizes: list[int], max_tokens: int) -> list[list[int]]:

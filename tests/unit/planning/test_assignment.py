@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_offgrpo.errors import ConfigError
-from megatron_offgrpo.planning.assignment import assign, imbalance
+from megatron_offgrpo.planning.assignment import _spread, assign, imbalance
 
 
 @settings(deadline=None)
@@ -19,8 +19,11 @@ def test_every_pack_once_and_equal_counts(costs, dp, vpp_group):
     assert len(places) == 1
     (count,) = places
     assert count % vpp_group == 0
-    # No more zero-weight packs than equal counts ask for.
-    assert count - vpp_group < len(costs) / dp <= count
+    # No more zero-weight packs than equal counts ask for, unless they make the ranks more even.
+    assert len(costs) / dp <= count
+    if count - vpp_group >= len(costs) / dp:
+        equal = _spread(np.asarray(costs), dp, -(-len(costs) // dp), vpp_group)
+        assert imbalance(costs, ranks) < imbalance(costs, equal)
     for rank in ranks:
         real = [costs[number] for number in rank if number is not None]
         assert rank[len(real) :] == [None] * (count - len(real))
@@ -44,6 +47,15 @@ def test_swaps_mend_what_dearest_first_leaves():
     # Dearest first: 9, 6, 5 = 20 against 7, 6, 5 = 18; a 6 for a 5 makes 19 and 19.
     costs = [9, 7, 6, 6, 5, 5]
     assert imbalance(costs, assign(costs, 2)) == 0
+
+
+def test_a_dear_pack_takes_the_place_of_several():
+    # Equal counts leave 6 + 1 + 1 against 3; the mean is 5.5.
+    assert assign([6, 1, 1, 1, 1, 1], 2) == [[0, None, None, None, None], [1, 2, 3, 4, 5]]
+    # Four places of a multiple of two.
+    assert assign([3, 1, 1, 1], 2, 2) == [[0, None, None, None], [1, 2, 3, None]]
+    # Nothing helps where one pack is dearer than the mean by itself and alone already.
+    assert assign([9, 1], 2) == [[0], [1]]
 
 
 @pytest.mark.parametrize("dp", [2, 4, 8])

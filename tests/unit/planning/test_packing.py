@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from megatron_offgrpo.errors import ConfigError
 from megatron_offgrpo.planning import packing
+from megatron_offgrpo.planning.assignment import assign, imbalance
 from megatron_offgrpo.planning.packing import lower_bound, pack
 from tools.bench_packing import GROUPS_PER_STEP, read_lengths, tokens_computed
 
@@ -120,6 +121,48 @@ def test_a_full_step_reaches_the_bound_with_even_packs():
     assert len(packs) == lower_bound(lengths, 8192) == -(-lengths.sum() // 8192)
     filled = loads(lengths.tolist(), packs)
     assert max(filled) - min(filled) < 0.05 * 8192
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 100), max_size=40), st.integers(2, 9))
+def test_equal_parts_keep_every_sequence_and_the_limit(lengths, parts):
+    lengths = np.array(lengths, dtype=np.int64)
+    fewest, packs = len(pack(lengths, 100)), pack(lengths, 100, equal_parts=parts)
+    assert sorted(item for members in packs for item in members) == list(range(len(lengths)))
+    assert all(lengths[members].sum() <= 100 and members for members in packs)
+    # Fewer packs than parts would become much shorter.
+    assert len(packs) == fewest if fewest < parts else len(packs) % parts == 0 or len(packs) == fewest
+
+
+def test_equal_parts_by_hand():
+    # Two packs of 20 and 20 hold these; alone, one rank would get 20 + 12 and the other 8 + 20. In two parts of 30:
+    # 20 + 10 and 10 + 10 + 5 + 5, each of two packs.
+    lengths = np.array([20, 10, 10, 10, 5, 5])
+    packs = pack(lengths, 20, equal_parts=2)
+    tokens = sorted(int(lengths[members].sum()) for members in packs)
+    assert tokens == [10, 15, 15, 20]
+    assert len(pack(lengths, 20)) == 3
+    # Three packs are fewer than four parts.
+    assert pack(lengths, 20, equal_parts=4) == pack(lengths, 20)
+
+
+def test_equal_parts_can_be_dealt_out_evenly_where_packs_of_one_length_cannot():
+    # 21 full packs on four ranks: one has six where the mean is 5.25.
+    lengths = np.array([100] * 3 + [10] * 180)
+    assert imbalance(*_dealt(pack(lengths, 100), lengths, 4)) == pytest.approx(6 / 5.25 - 1)
+    assert imbalance(*_dealt(pack(lengths, 100, equal_parts=16), lengths, 4)) < 0.02
+
+
+def _dealt(packs, lengths, dp):
+    costs = [lengths[members].sum() for members in packs]
+    return costs, assign(costs, dp)
+
+
+def test_halving_the_fullest_pack():
+    sizes = [5, 4, 3, 9, 1]
+    # 12 is the fullest: 5 | 4 + 3; then 9 stands alone and cannot be halved, 7 can.
+    assert packing._split([[0, 1, 2], [3], [4]], sizes, 4) == [[0], [1, 2], [3], [4]]
+    assert packing._split([[0, 1, 2], [3], [4]], sizes, 5) == [[0], [1], [2], [3], [4]]
 
 
 def test_a_sequence_longer_than_a_pack_is_named():
