@@ -1,4 +1,4 @@
-"""Packing compared with first-fit decreasing and the lower bound, and the time to plan a million sequences.
+"""Packing compared with that of other trainers and the lower bound, and the time to plan a million sequences.
 
     python -m tools.bench_packing [--data FOLDER] [--sequences 1000000]
 
@@ -10,7 +10,9 @@ import argparse
 import gzip
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,27 +20,28 @@ import numpy as np
 from megatron_offgrpo.artifacts import Manifest
 from megatron_offgrpo.config import ObjectiveConfig, PlanConfig
 from megatron_offgrpo.objective import advantages
+from megatron_offgrpo.planning.assignment import assign, imbalance
+from megatron_offgrpo.planning.estimate import ENOUGH_PACKS
 from megatron_offgrpo.planning.packing import lower_bound, pack
 from megatron_offgrpo.planning.plan import build_plan
+from megatron_offgrpo.planning.shape import ModelShape
 from megatron_offgrpo.types import BoolArray, FloatArray, IntArray
+from tools.packing_baselines import first_fit_decreasing, karmarkar_karp, modified_first_fit_decreasing
 
 GROUPS_PER_STEP = 32
 PACK_MULTIPLE = 64
-
-
-def first_fit_decreasing(lengths: IntArray, max_tokens: int) -> list[list[int]]:
-    """Longest first, each to the first pack with room (Johnson 1973)."""
-    packs: list[list[int]] = []
-    room = np.zeros(len(lengths), dtype=np.int64)
-    for item in np.argsort(-lengths, kind="stable").tolist():
-        fitting = np.flatnonzero(room[: len(packs)] >= lengths[item])
-        if len(fitting) == 0:
-            room[len(packs)] = max_tokens
-            packs.append([])
-            fitting = np.array([len(packs) - 1])
-        packs[fitting[0]].append(item)
-        room[fitting[0]] -= lengths[item]
-    return packs
+EQUAL_PARTS = 16
+DATA_PARALLEL = (2, 4, 8, 16)
+SHAPE = ModelShape(28, 3584, 18944, 28, 4, 128, 152064, qkv_bias=True)
+"""Qwen2.5-7B's sizes."""
+PACKINGS: dict[str, Callable[[IntArray, int], list[list[int]]]] = {
+    "fewest": pack,
+    "equal parts": partial(pack, equal_parts=EQUAL_PARTS),
+    "FFD": first_fit_decreasing,
+    "KK (verl)": karmarkar_karp,
+    "MFFD (NeMo)": modified_first_fit_decreasing,
+}
+"""`fewest` and `equal parts` are this project's."""
 
 
 @dataclass(frozen=True)
@@ -74,30 +77,60 @@ def tokens_computed(lengths: IntArray, packs: list[list[int]], *, one_length: bo
     return int(padded.max() * len(padded) if one_length else padded.sum())
 
 
-def compare(file: Path, max_tokens: int) -> str:
-    """One row of the table, over all steps of a file."""
+def flops_of(lengths: IntArray, packs: list[list[int]]) -> FloatArray:
+    """FLOPs of each pack on a 7B model, attention included; nine tenths of the tokens are responses."""
+    sizes = np.array([lengths[members].sum() for members in packs], dtype=np.float64)
+    squares = np.array([(lengths[members].astype(np.float64) ** 2).sum() for members in packs])
+    padded = -(-sizes // PACK_MULTIPLE) * PACK_MULTIPLE
+    per_token = 6.0 * SHAPE.matmul_parameters_per_token
+    attention = 6.0 * SHAPE.num_layers * SHAPE.query_size * squares
+    return per_token * padded + attention + 8.0 * SHAPE.embedding * 0.9 * sizes
+
+
+class Tally:
+    """What one packing does over the steps of a file."""
+
+    def __init__(self) -> None:
+        self.packs = self.own = self.one = 0
+        self.worst = dict.fromkeys(DATA_PARALLEL, 0.0)
+        self.steps = dict.fromkeys(DATA_PARALLEL, 0)
+
+    def add(self, lengths: IntArray, packs: list[list[int]]) -> None:
+        self.packs += len(packs)
+        self.own += tokens_computed(lengths, packs, one_length=False)
+        self.one += tokens_computed(lengths, packs, one_length=True)
+        costs = flops_of(lengths, packs)
+        for dp in DATA_PARALLEL:
+            if len(packs) >= ENOUGH_PACKS * dp:
+                self.steps[dp] += 1
+                self.worst[dp] = max(self.worst[dp], imbalance(costs, assign(costs, dp)))
+
+
+def compare(file: Path, max_tokens: int) -> list[str]:
+    """A row for each packing, over all steps of a file."""
     data = read_lengths(file)
     cut = int((data.tokens > max_tokens).sum())
     lengths = np.minimum(data.tokens, max_tokens)
     bound = 0
-    packs = {"pack": 0, "ffd": 0}
-    own = {"pack": 0, "ffd": 0}
-    one = {"pack": 0, "ffd": 0}
+    tallies = {name: Tally() for name in PACKINGS}
     for start in range(0, len(data.offsets) - 1, GROUPS_PER_STEP):
         end = min(start + GROUPS_PER_STEP, len(data.offsets) - 1)
         step = lengths[data.offsets[start] : data.offsets[end]]
         bound += lower_bound(step, max_tokens)
-        for name, result in (("pack", pack(step, max_tokens)), ("ffd", first_fit_decreasing(step, max_tokens))):
-            packs[name] += len(result)
-            own[name] += tokens_computed(step, result, one_length=False)
-            one[name] += tokens_computed(step, result, one_length=True)
+        for name, tally in tallies.items():
+            tally.add(step, PACKINGS[name](step, max_tokens))
     total = int(lengths.sum())
-    fills = "".join(f" {100 * total / computed[name]:8.2f}" for computed in (own, one) for name in packs)
     name = file.name.removesuffix(".jsonl.gz")
-    return (
-        f"{name:14} {len(lengths):6} {100 * data.share_counted:6.0f} {cut:5} {max_tokens:7}"
-        f" {bound:6} {packs['pack']:6} {packs['ffd']:6}{fills}"
-    )
+    rows = [f"{name}: {len(lengths)} sequences, {cut} cut to {max_tokens}, lower bound {bound} packs"]
+    for name, tally in tallies.items():
+        balance = "".join(
+            f" {100 * tally.worst[dp]:7.2f} ({tally.steps[dp]:2})" if tally.steps[dp] else " " * 13
+            for dp in DATA_PARALLEL
+        )
+        rows.append(
+            f"  {name:12} {tally.packs:6} {100 * total / tally.own:8.2f} {100 * total / tally.one:8.2f}{balance}"
+        )
+    return rows
 
 
 @dataclass(frozen=True)
@@ -126,6 +159,14 @@ class SyntheticStore:
     def truncated(self) -> BoolArray:
         return np.zeros(self.num_trajectories, dtype=np.bool_)
 
+    @property
+    def has_behaviour_logprobs(self) -> BoolArray:
+        return np.zeros(self.num_trajectories, dtype=np.bool_)
+
+    @property
+    def validation_groups(self) -> BoolArray:
+        return np.zeros(self.num_groups, dtype=np.bool_)
+
 
 def synthetic_store(num_sequences: int) -> SyntheticStore:
     """Median 4,900 tokens, cut at 31,744, prompts of 50 to 499 tokens: the size of the released recipe's data."""
@@ -151,11 +192,16 @@ def main() -> None:
     files = sorted((arguments.data / "trajectories").glob("*.jsonl.gz"))
     if files:
         print(f"steps of {GROUPS_PER_STEP} groups; fill in % of the tokens computed, packs padded to {PACK_MULTIPLE}:")
-        print("each pack at its own length (own), and all packs of a step as long as its longest (one)")
-        print("file              seqs count%   cut     max  bound   pack    FFD  own:pack  own:FFD one:pack  one:FFD")
+        print(
+            "each pack at its own length (own), and all packs of a step as long as its longest (one); imbalance of the"
+        )
+        print(
+            f"ranks' FLOPs in %, in the worst of the (steps) with {ENOUGH_PACKS} packs a rank or more, all assigned alike"
+        )
+        print("  packing       packs fill:own fill:one" + "".join(f"        dp={dp:<2}" for dp in DATA_PARALLEL))
         for max_tokens in (8192, 32768):
             for file in files:
-                print(compare(file, max_tokens))
+                print("\n".join(compare(file, max_tokens)), flush=True)
     else:
         print(f"no trajectories/*.jsonl.gz in {arguments.data}: only the synthetic run")
     objective = ObjectiveConfig(advantage=advantages.mean_only, surrogate=never_called, kl=never_called)

@@ -17,7 +17,7 @@ WORTH_MORE_PLACES = 5e-3
 
 
 def assign(pack_costs: npt.ArrayLike, dp: int, vpp_group: int = 1) -> list[list[int | None]]:
-    """Spreads one step's packs over data-parallel ranks: nearly equal costs, and counts made equal by zero-weight packs.
+    """Spreads a step's packs over data-parallel ranks: nearly equal costs, and counts made equal by zero-weight packs.
 
     Dearest first, each to the cheapest rank with a free place (Graham 1969 with a limit on the count); then packs
     are swapped between the dearest rank and others as long as that lowers the dearer of the two and the dearest is more

@@ -57,7 +57,7 @@ def _fewest(lengths: IntArray, max_tokens: int) -> list[list[int]]:
 
 
 def _in_equal_parts(lengths: IntArray, max_tokens: int, num_parts: int) -> list[list[int]] | None:
-    """As many packs in each of `num_parts` parts that have nearly equal tokens; None where a part has too few sequences.
+    """As many packs in each of `num_parts` parts of nearly equal tokens; None where a part has too few sequences.
 
     Packs of one length could not be dealt out evenly once a few long sequences have packs of their own; the parts can.
     """
