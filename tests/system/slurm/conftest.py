@@ -1,5 +1,6 @@
 """One Slurm for the tests of this folder, and one chain that runs while the other tests wait."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ def cluster():
 def submitted(cluster: Cluster, tmp_path_factory) -> tuple[Path, dict[str, str]]:
     """The folder and the job ids of a chain that has just been submitted."""
     folder = tmp_path_factory.mktemp("chain")
-    return folder, toy_chain.submit(cluster, folder)
+    return folder, toy_chain.submit(cluster, folder, eval_shards=int(os.environ.get("SLURM_TEST_EVAL_SHARDS", "1")))
 
 
 @pytest.fixture(scope="session")

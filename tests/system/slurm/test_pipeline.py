@@ -23,7 +23,7 @@ def test_the_chain_runs_to_a_report(chain, cluster):
     folder, jobs = chain
     states = {name: cluster.job(job)["JobState"] for name, job in jobs.items()}
     assert set(states.values()) == {"COMPLETED"}, f"{states}\n{outputs(folder)}"
-    assert list(jobs) == [
+    assert [name for name in jobs if not name.startswith("eval") or "shards" not in name] == [
         "prepare_shards", "prepare", "convert", "plan", "reference", "train", "export",
         "eval_base", "eval_final", "report",
     ]  # fmt: skip

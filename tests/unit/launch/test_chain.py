@@ -1,0 +1,90 @@
+"""The order of the commands, and what each waits for."""
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from megatron_offgrpo.errors import ConfigError
+from megatron_offgrpo.launch.chain import ChainOptions, chain_of, from_json, to_json
+from megatron_offgrpo.launch.settings import LaunchSettings, expanded
+from recipes.quickstart import quickstart
+
+
+def steps_of(run=None, **options):
+    return chain_of("quickstart", ["plan.epochs=3"], run or quickstart(), ChainOptions(**options))
+
+
+def needs(steps):
+    return {step.name: step.needs for step in steps}
+
+
+def test_the_whole_chain():
+    steps = steps_of(inputs=("a.jsonl",), benchmark="b.jsonl", prepare_shards=4, eval_shards=2)
+    assert needs(steps) == {
+        "prepare_shards": (),
+        "prepare": ("prepare_shards",),
+        "convert": (),
+        "plan": ("prepare",),
+        "reference": ("convert", "plan"),
+        "train": ("reference",),
+        "export": ("train",),
+        "eval_base_shards": ("plan",),
+        "eval_base": ("eval_base_shards",),
+        "eval_final_shards": ("export",),
+        "eval_final": ("eval_final_shards",),
+        "report": ("export", "eval_base", "eval_final"),
+    }
+    by_name = {step.name: step for step in steps}
+    assert by_name["prepare"].arguments == by_name["prepare_shards"].arguments
+    assert by_name["train"].arguments == ("train", "quickstart", "--set", "plan.epochs=3")
+    assert [step.name for step in steps if step.on_ranks] == ["reference", "train"]
+    order = [step.name for step in steps]
+    assert all(order.index(need) < order.index(step.name) for step in steps for need in step.needs)
+
+
+def test_what_is_not_asked_for_is_left_out():
+    run = quickstart()
+    free = replace(run, objective=replace(run.objective, beta=0.0))
+    assert needs(steps_of(free)) == {
+        "convert": (),
+        "plan": (),
+        "train": ("convert", "plan"),
+        "export": ("train",),
+        "report": ("export",),
+    }
+    assert needs(steps_of(steps=("export", "train"))) == {"train": (), "export": ("train",)}
+
+
+def test_mistakes():
+    with pytest.raises(ConfigError, match=r"--steps: no such step.*got trian"):
+        steps_of(steps=("trian",))
+    run = quickstart()
+    with pytest.raises(ConfigError, match=r"paths\.megatron: this path is empty"):
+        steps_of(replace(run, paths=replace(run.paths, megatron="")))
+    with pytest.raises(ConfigError, match=r"--gpus-per-node: torchrun needs a number"):
+        LaunchSettings("torchrun", "/h", "/w", "python")
+    with pytest.raises(ConfigError, match=r"--nodes: one machine only"):
+        LaunchSettings("local", "/h", "/w", "python", nodes=2)
+    with pytest.raises(ConfigError, match=r"--ssh"):
+        LaunchSettings("slurm", "/h", "/w", "python", ssh="user@host")
+
+
+def test_the_launcher_reads_what_the_project_wrote():
+    steps = steps_of(inputs=("a b.jsonl",), prepare_shards=2)
+    assert from_json(to_json(steps)) == steps
+
+
+def test_shards_become_tasks():
+    tasks = {
+        name: (arguments[-2:], before)
+        for _, name, arguments, before in expanded(steps_of(inputs=("a",), prepare_shards=2))
+    }
+    assert tasks["prepare_shards_1"] == (("--shard", "1/2"), ())
+    assert tasks["prepare"][1] == ("prepare_shards_0", "prepare_shards_1")
+
+
+def test_the_launcher_needs_no_torch():
+    code = "import sys, megatron_offgrpo.launch.command, megatron_offgrpo.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
