@@ -170,7 +170,36 @@ class CheckpointConfig:
     every_steps: int = 50
     """0 saves at the end only (and on SIGTERM or SIGUSR1)."""
     keep: int = 2
-    """Number of the newest checkpoints kept; 0 keeps all."""
+    """Number of the newest checkpoints kept, beside the best; 0 keeps all."""
+    asynchronous: bool = True
+    """Write beside the training; the next save, and the end of the run, wait for the one before."""
+
+
+@dataclass(frozen=True)
+class ValidationConfig:
+    """The objective on the groups that the store sets apart (`offgrpo prepare --validation-share`)."""
+
+    every_steps: int = 0
+    """0 does not validate; else also after the last step."""
+    metric: str = "probability_margin"
+    """The one of the logged metrics by which a checkpoint is the best."""
+    best: Literal["highest", "lowest"] = "highest"
+    keep_best: bool = True
+    """Save where the metric is better than ever before, and keep that checkpoint beside the newest."""
+
+
+@dataclass(frozen=True)
+class FaultConfig:
+    """What training does when something goes wrong."""
+
+    timeout_seconds: float = 1800.0
+    """A step, load or save that takes longer ends the run with the stacks of every rank in OUTPUT/stacks."""
+    bad_step: Literal["halt", "skip"] = "halt"
+    """A step whose loss or gradient is NaN or inf, or whose gradient norm is above `max_grad_norm`."""
+    max_grad_norm: float = 0.0
+    """Gradient norm before clipping that makes a step bad; 0 sets no bound."""
+    max_bad_steps: int = 3
+    """With `skip`: so many bad steps in a row end the run."""
 
 
 @dataclass(frozen=True)
@@ -185,6 +214,8 @@ class RunConfig:
     layout: LayoutConfig = LayoutConfig()
     model: ModelConfig = ModelConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    validation: ValidationConfig = ValidationConfig()
+    fault: FaultConfig = FaultConfig()
     seed: int = 0
     """Megatron's random state; only dropout uses it, and the recipes have none."""
 

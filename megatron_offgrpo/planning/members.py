@@ -74,12 +74,13 @@ class Signals:
     """Truncated, where the objective masks those."""
 
 
-def epoch_members(store: Groups, plan: PlanConfig) -> Members:
-    """The trajectories of one epoch; groups set apart for validation have none."""
+def epoch_members(store: Groups, plan: PlanConfig, *, validation: bool = False) -> Members:
+    """The trajectories of one epoch; of the groups set apart for validation none, or with `validation` only those."""
     trajectory, offsets = select_members(store.group_offsets, plan.trajectories_per_group, plan.short_groups)
     sizes = np.diff(offsets)
-    trajectory = trajectory[np.repeat(~store.validation_groups, sizes)]
-    offsets = np.concatenate([[0], np.cumsum(np.where(store.validation_groups, 0, sizes))])
+    chosen = store.validation_groups if validation else ~store.validation_groups
+    trajectory = trajectory[np.repeat(chosen, sizes)]
+    offsets = np.concatenate([[0], np.cumsum(np.where(chosen, sizes, 0))])
     responses = np.asarray(store.response_lengths, dtype=np.int64)[trajectory]
     return Members(
         trajectory=trajectory,

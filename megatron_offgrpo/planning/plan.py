@@ -3,7 +3,7 @@
 import zipfile
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -115,15 +115,18 @@ class Plan:
         return int(last - first)
 
 
-def build_plan(store: Groups, plan: PlanConfig, objective: ObjectiveConfig) -> Plan:
+def build_plan(store: Groups, plan: PlanConfig, objective: ObjectiveConfig, *, validation: bool = False) -> Plan:
     """Plans the whole run: groups into steps, each step's trajectories into packs, weights over each step.
+
+    Args:
+        validation: plan the groups that the store sets apart for validation, instead of the others.
 
     Raises:
         ConfigError: settings that contradict each other, or a trajectory longer than a pack.
         DataError: no group to train on.
     """
     _check_settings(plan)
-    members = epoch_members(store, plan)
+    members = epoch_members(store, plan, validation=validation)
     require_behaviour_logprobs(store, members, objective)
     signals = member_signals(store, members, objective)
     groups = members.groups
@@ -164,6 +167,23 @@ def plan_settings(plan: PlanConfig, objective: ObjectiveConfig) -> dict[str, Any
     values = to_dict(objective)
     wanted = {name: values[name] for name in OBJECTIVE_FIELDS} | {"unit": needs_of(objective.surrogate).unit}
     return {"plan": to_dict(plan), "objective": wanted}
+
+
+def validation_plan(store: Groups, plan: PlanConfig, objective: ObjectiveConfig) -> Plan:
+    """One step over all validation groups, in the store's order.
+
+    Raises:
+        ConfigError: the store sets no group apart.
+    """
+    if not store.validation_groups.any():
+        raise ConfigError(
+            "the store sets no group apart for validation",
+            where="validation.every_steps",
+            expected="0",
+            remedy="make the store with offgrpo prepare --validation-share 0.05, or set validation.every_steps=0",
+        )
+    whole = replace(plan, epochs=1, groups_per_step=store.num_groups, shuffle=False, drop_silent_groups=False)
+    return build_plan(store, whole, objective, validation=True)
 
 
 def save_plan(plan: Plan, path: str | Path) -> None:

@@ -1,97 +1,44 @@
-"""Megatron checkpoints: torch_dist folders laid out as Megatron-LM's, loadable in any layout.
-
-FOLDER/latest_checkpointed_iteration.txt    "release" (converted weights) or the iteration
-FOLDER/iter_0000010/                        .metadata, *.distcp, common.pt, metadata.json, manifest.json
-"""
+"""Megatron checkpoints of a student: torch_dist folders laid out as Megatron-LM's, loadable in any layout."""
 
 import os
 import shutil
+import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, is_main_replica
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
+from torch.distributed.checkpoint.api import CheckpointException
 
 from checkpoints_conversion.megatron_lm_args import args_of
-from checkpoints_conversion.safe_metadata import read_common, read_metadata
-from megatron_offgrpo.artifacts import MANIFEST, Manifest, read_manifest, write_manifest
+from megatron_offgrpo.artifacts import Manifest, write_manifest
 from megatron_offgrpo.errors import CheckpointError
+from megatron_offgrpo.parallel.runtime import Placement
+from megatron_offgrpo.training.checkpoint_folder import (
+    candidates,
+    files_of,
+    iteration_folder,
+    remove_old,
+    remove_unfinished,
+    require_room,
+    sha256_of,
+    verified_manifest,
+    write_tracker,
+)
 from megatron_offgrpo.training.student import Student
 
-TRACKER = "latest_checkpointed_iteration.txt"
-RELEASE = "release"
+START_OVER = "offgrpo train with --force starts over"
 
 
 def sharding() -> dict[str, str]:
     """Megatron's metadata for 0.16's optimizer format that loads in any layout; Megatron adds groups to the dict."""
     return {"distrib_optim_sharding_type": "fully_reshardable"}
-
-
-def iteration_folder(folder: Path, iteration: int | None) -> Path:
-    """The folder of one checkpoint; None is the converted, untrained one."""
-    return folder / (RELEASE if iteration is None else f"iter_{iteration:07d}")
-
-
-def latest(folder: Path) -> Path | None:
-    """The newest finished checkpoint in `folder`, or None where there is no checkpoint.
-
-    Raises:
-        CheckpointError: the tracker names a checkpoint that is not there.
-    """
-    tracker = Path(folder) / TRACKER
-    if not tracker.exists():
-        return None
-    name = tracker.read_text(encoding="utf-8").strip()
-    if name != RELEASE and not name.isdigit():
-        raise CheckpointError("not an iteration", where=str(tracker), expected="a number or 'release'", got=name)
-    found = iteration_folder(Path(folder), None if name == RELEASE else int(name))
-    if not found.is_dir():
-        raise CheckpointError(
-            "the newest checkpoint is missing",
-            where=str(tracker),
-            expected=str(found),
-            remedy="write the number of a checkpoint that exists into this file",
-        )
-    return found
-
-
-def require_latest(folder: str | Path) -> tuple[Path, Manifest]:
-    """The newest checkpoint in `folder` and its manifest, with its files checked against it.
-
-    Raises:
-        CheckpointError: none there, or a file is missing or has another size than when it was written.
-    """
-    remedy = f"offgrpo convert hf-to-megatron --hf HF_DIR --megatron {folder}"
-    checkpoint = latest(Path(folder))
-    if checkpoint is None:
-        raise CheckpointError("no checkpoint here", where=str(folder), expected=TRACKER, remedy=remedy)
-    return checkpoint, verified_manifest(checkpoint, remedy)
-
-
-def verified_manifest(checkpoint: Path, remedy: str) -> Manifest:
-    """The checkpoint's manifest, after its files were found as long as they were written."""
-    manifest = read_manifest(checkpoint, "checkpoint", remedy=remedy)
-    for name, size in manifest.counts.get("file_bytes", {}).items():
-        path = checkpoint / name
-        got = path.stat().st_size if path.exists() else None
-        if got != size:
-            raise CheckpointError(
-                "truncated checkpoint",
-                where=str(path),
-                expected=f"{size} bytes",
-                got="no file" if got is None else f"{got} bytes",
-                remedy=f"delete {checkpoint} and use an older checkpoint, or: {remedy}",
-            )
-    # Both are pickles: what they may hold is checked before Megatron reads them.
-    read_metadata(checkpoint)
-    read_common(checkpoint)
-    return manifest
-
-
-def file_sizes(checkpoint: Path) -> dict[str, int]:
-    """Name -> bytes of every file of a checkpoint but its manifest."""
-    return {path.name: path.stat().st_size for path in sorted(checkpoint.iterdir()) if path.name != MANIFEST}
 
 
 def load_weights(student: Student, checkpoint: Path) -> None:
@@ -114,49 +61,196 @@ def load_all(student: Student, checkpoint: Path) -> dict[str, Any]:
     return loaded
 
 
-def save(student: Student, folder: Path, iteration: int, manifest: Manifest, keep: int) -> None:
-    """Writes the checkpoint of `iteration`; all ranks call it.
+def newest_whole(folder: Path, place: Placement, tell: Callable[[str], None]) -> Path | None:
+    """The newest checkpoint whose files are as they were written, or None where there is none; all ranks call it.
 
-    Written into a hidden folder that is renamed when complete; the tracker moves last, then old checkpoints go.
+    Args:
+        tell: called on the writer for each damaged checkpoint that is passed over.
+
+    Raises:
+        CheckpointError: there are checkpoints, and all of them are damaged.
     """
-    target = iteration_folder(folder, iteration)
-    temporary = folder / f".{target.name}.tmp"
-    if dist.get_rank() == 0:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-    dist.barrier()
+    problem = None
+    for checkpoint in candidates(folder):
+        verify = partial(verified_manifest, checkpoint, START_OVER, part=place.rank, parts=place.world_size)
+        try:
+            _on_all_ranks(verify, place)
+            return checkpoint
+        except CheckpointError as cause:
+            problem = cause
+            if place.is_writer:
+                tell(f"passed over a checkpoint: {cause}")
+    if problem is not None:
+        raise CheckpointError("no whole checkpoint is left", where=str(folder), got=str(problem), remedy=START_OVER)
+    return None
+
+
+class CheckpointWriter:
+    """Writes a run's checkpoints, beside the training where `asynchronous`.
+
+    A checkpoint is written into a hidden folder, gets its manifest with the checksums of its files, and is renamed when
+    complete; the tracker moves last, then old checkpoints go. All ranks call every method, in the same order. After an
+    error of `save`, `poll` or `finish` the checkpoints on disk are as before, and so is the student.
+    """
+
+    def __init__(self, folder: Path, place: Placement, *, keep: int, asynchronous: bool) -> None:
+        self.folder, self.place, self.keep, self.asynchronous = folder, place, keep, asynchronous
+        self.saved: int | None = None
+        """Iteration of the newest complete checkpoint that this writer has written."""
+        self._queue = AsyncCallsQueue()
+        self._pending: tuple[int, Path, Manifest] | None = None
+        self._on_writer(lambda: remove_unfinished(folder))
+
+    def save(self, student: Student, iteration: int, manifest: Manifest) -> None:
+        """Begins to write `iteration`, after what was begun before is complete.
+
+        Raises:
+            CheckpointError: this save or the one before failed: no room, no permission, the folder has gone.
+        """
+        self.finish()
+        state = _state(student, iteration)
+        num_bytes = self._total(_local_bytes(state))
+        # A writer process that outlived a killed run may still be busy with the name of then.
+        token = _on_all_ranks(time.time_ns, self.place)[0]
+        temporary = self.folder / f".{iteration_folder(self.folder, iteration).name}.{token}.tmp"
+
+        def prepare() -> None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            require_room(self.folder, num_bytes)
+            temporary.mkdir()
+
+        self._on_writer(prepare)
+        try:
+            request = dist_checkpointing.save(state, str(temporary), async_sharded_save=self.asynchronous)
+        except CheckpointException as cause:
+            raise self._failed(cause, temporary) from cause
+        self._pending = iteration, temporary, manifest
+        if self.asynchronous:
+            self._queue.schedule_async_request(request)
+        else:
+            self._complete()
+
+    def poll(self) -> None:
+        """Completes a save that all ranks have written; does not wait.
+
+        Raises:
+            CheckpointError: the save failed.
+        """
+        self._finalize(blocking=False)
+
+    def finish(self) -> None:
+        """Waits until what was begun is complete.
+
+        Raises:
+            CheckpointError: the save failed.
+        """
+        self._finalize(blocking=True)
+
+    def _finalize(self, *, blocking: bool) -> None:
+        if self._pending is None:
+            return
+        try:
+            done = self._queue.maybe_finalize_async_calls(blocking=blocking)
+        except CheckpointException as cause:
+            # The queue would hand the failed request out again.
+            self._queue = AsyncCallsQueue()
+            raise self._failed(cause, self._pending[1]) from cause
+        if done:
+            self._complete()
+
+    def _complete(self) -> None:
+        """Checksums, manifest, name, tracker."""
+        assert self._pending is not None
+        iteration, temporary, manifest = self._pending
+        self._pending = None
+        target = iteration_folder(self.folder, iteration)
+
+        def digests_of_my_share() -> dict[str, str]:
+            return {
+                path.name: sha256_of(path) for path in files_of(temporary)[self.place.rank :: self.place.world_size]
+            }
+
+        digests = _on_all_ranks(digests_of_my_share, self.place)
+
+        def name_it() -> None:
+            counts = {
+                **manifest.counts,
+                "iteration": iteration,
+                "file_bytes": {path.name: path.stat().st_size for path in files_of(temporary)},
+                "file_sha256": {name: digest for part in digests for name, digest in part.items()},
+            }
+            write_manifest(temporary, Manifest(**{**vars(manifest), "counts": counts}))
+            if target.exists():
+                shutil.rmtree(target)
+            os.replace(temporary, target)
+            write_tracker(self.folder, str(iteration))
+            remove_old(self.folder, self.keep)
+
+        self._on_writer(name_it)
+        self.saved = iteration
+
+    def _failed(self, cause: CheckpointException, temporary: Path) -> CheckpointError:
+        self._pending = None
+        if self.place.is_writer:
+            shutil.rmtree(temporary, ignore_errors=True)
+        reasons = [str(failure[0] if isinstance(failure, tuple) else failure) for failure in cause.failures.values()]
+        return CheckpointError(
+            "a checkpoint could not be written" + (f" ({reasons[0]})" if reasons else ""),
+            where=str(self.folder),
+            remedy="the checkpoints before it are untouched; look at space, quota and permissions there",
+        )
+
+    def _on_writer(self, work: Callable[[], None]) -> None:
+        _on_all_ranks(work if self.place.is_writer else lambda: None, self.place)
+
+    def _total(self, num_bytes: int) -> int:
+        total = torch.tensor(num_bytes, dtype=torch.int64, device=self.place.device)
+        dist.all_reduce(total)
+        return int(total)
+
+
+def _on_all_ranks(work: Callable[[], Any], place: Placement) -> list[Any]:
+    """Runs `work` on every rank and gathers what it returns; an error of one is raised on all, so that none waits.
+
+    Raises:
+        CheckpointError: the first rank's error.
+    """
+    result, problem = None, None
+    try:
+        result = work()
+    except CheckpointError as cause:
+        problem = cause
+    except OSError as cause:
+        problem = CheckpointError(
+            f"{cause.strerror or cause}",
+            where=str(cause.filename or "checkpoint"),
+            remedy="older checkpoints are untouched; look at space, quota and permissions there",
+        )
+    gathered: list[Any] = [None] * place.world_size
+    dist.all_gather_object(gathered, (result, problem))
+    for _, error in gathered:
+        if error is not None:
+            raise error
+    return [result for result, _ in gathered]
+
+
+def _state(student: Student, iteration: int) -> dict[str, Any]:
     model_state = _model_state(student)
-    state = {
+    return {
         "model": model_state,
         "optimizer": student.optimizer.sharded_state_dict(model_state, metadata=sharding()),
         "iteration": iteration,
         "checkpoint_version": 3.0,
         "args": args_of(student.architecture, student.models[0].config.params_dtype),
     }
-    dist_checkpointing.save(state, str(temporary))
-    dist.barrier()
-    if dist.get_rank() == 0:
-        counts = {**manifest.counts, "iteration": iteration, "file_bytes": file_sizes(temporary)}
-        write_manifest(temporary, Manifest(**{**vars(manifest), "counts": counts}))
-        if target.exists():
-            shutil.rmtree(target)
-        os.replace(temporary, target)
-        write_tracker(folder, str(iteration))
-        _remove_old(folder, keep)
-    dist.barrier()
 
 
-def write_tracker(folder: Path, content: str) -> None:
-    """Points the folder at its newest checkpoint, atomically."""
-    temporary = folder / f".{TRACKER}.tmp"
-    temporary.write_text(content + "\n", encoding="utf-8")
-    os.replace(temporary, folder / TRACKER)
-
-
-def _remove_old(folder: Path, keep: int) -> None:
-    if keep:
-        for old in sorted(folder.glob("iter_*"))[:-keep]:
-            shutil.rmtree(old)
+def _local_bytes(state: dict[str, Any]) -> int:
+    """Bytes that this rank writes."""
+    tensors = (value for value in nested_values(state) if isinstance(value, ShardedTensor))
+    return sum(
+        t.data.numel() * t.data.itemsize for t in tensors if is_main_replica(t.replica_id) and t.data is not None
+    )
 
 
 def _model_state(student: Student) -> dict[str, Any]:

@@ -4,94 +4,46 @@ import random
 import resource
 import shutil
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
-from megatron_offgrpo.artifacts import Manifest, fingerprint_of, require_input
-from megatron_offgrpo.config import RunConfig, to_dict
-from megatron_offgrpo.data.store import TrajectoryStore
-from megatron_offgrpo.model.hf_config import Architecture, read_architecture
-from megatron_offgrpo.objective.compose import needs_reference, results
+from megatron_offgrpo.artifacts import Manifest, fingerprint_of
+from megatron_offgrpo.config import RunConfig
+from megatron_offgrpo.errors import CheckpointError, TrainingError
+from megatron_offgrpo.objective.compose import results
 from megatron_offgrpo.outcome import report_step
 from megatron_offgrpo.parallel.runtime import Placement
 from megatron_offgrpo.planning.assignment import assign
-from megatron_offgrpo.planning.plan import Plan, load_plan, require_settings
+from megatron_offgrpo.planning.plan import Plan
 from megatron_offgrpo.progress import progress, say
 from megatron_offgrpo.training import checkpoint
 from megatron_offgrpo.training.batch import Batch, build_batch, members_of
-from megatron_offgrpo.training.reference_cache import ReferenceCache, inputs_of, open_reference
+from megatron_offgrpo.training.checkpoint_folder import read_best, write_best
+from megatron_offgrpo.training.inputs import Inputs, open_inputs
 from megatron_offgrpo.training.run_folder import MetricsLog, open_run
 from megatron_offgrpo.training.signals import StopRequest
-from megatron_offgrpo.training.step import StepResult, train_step
-from megatron_offgrpo.training.student import Student, build_student, learning_rate
+from megatron_offgrpo.training.step import MakeBatch, StepResult, train_step
+from megatron_offgrpo.training.student import build_student, learning_rate
+from megatron_offgrpo.training.validation import PREFIX, is_better, validate
+from megatron_offgrpo.training.watchdog import Watchdog
 
 CHECKPOINTS = "checkpoints"
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """The artefacts of a run, checked against each other."""
-
-    store: TrajectoryStore
-    plan: Plan
-    reference: ReferenceCache | None
-    """None where the objective does not read it."""
-    initial: Path
-    """Checkpoint the run starts from."""
-    manifest: Manifest
-    """Of the run."""
-    architecture: Architecture
-
-
-def open_inputs(run: RunConfig) -> Inputs:
-    """Opens store, plan, reference and initial checkpoint, and refuses what does not belong together."""
-    store = TrajectoryStore.open(run.paths.store)
-    plan = load_plan(run.paths.plan)
-    remedy = f"offgrpo plan {run.name}"
-    require_input(
-        plan.manifest,
-        "store",
-        store.manifest.fingerprint,
-        where=Path(run.paths.plan),
-        other=run.paths.store,
-        remedy=remedy,
-    )
-    require_settings(plan, run.plan, run.objective, where=run.paths.plan)
-    initial, weights = checkpoint.require_latest(run.paths.megatron)
-    reference = None
-    if needs_reference(run.objective):
-        wanted = inputs_of(store, weights.fingerprint, run.model.precision)
-        reference = open_reference(run.paths.reference, store, wanted, recipe=run.name)
-    fingerprints = {
-        "store": store.manifest.fingerprint,
-        "plan": plan.manifest.fingerprint,
-        "weights": weights.fingerprint,
-        "tokenizer": store.manifest.inputs["tokenizer"],
-    }
-    if reference is not None:
-        fingerprints["reference"] = reference.manifest.fingerprint
-    config = to_dict(run)
-    manifest = Manifest(
-        kind="run",
-        fingerprint=fingerprint_of(fingerprints, config),
-        inputs=fingerprints,
-        counts={"steps": plan.num_steps},
-        config=config,
-    )
-    return Inputs(store, plan, reference, initial, manifest, read_architecture(run.paths.hf_model))
 
 
 def train(run: RunConfig, place: Placement, *, force: bool = False) -> bool:
     """Trains to the end of the plan, or until a signal asks to stop.
 
-    Resumes from the newest checkpoint in `paths.output`; `force` starts over.
+    Resumes from the newest whole checkpoint in `paths.output`; `force` starts over.
 
     Returns:
         True if the plan is finished, False if a signal ended the run after a checkpoint.
+
+    Raises:
+        TrainingError: a bad step, where the run is to halt, or too many in a row.
+        CheckpointError: the last checkpoint could not be written; an earlier failure is said, and training goes on.
     """
     stop = StopRequest()
     inputs = open_inputs(run)
@@ -102,73 +54,154 @@ def train(run: RunConfig, place: Placement, *, force: bool = False) -> bool:
         open_run(output, inputs.manifest, run.name)
     dist.barrier()
     _seed(run.seed)
-    student = build_student(inputs.architecture, run)
-    first_step = _load(student, inputs, output / CHECKPOINTS, place)
-    log = MetricsLog(output, first_step) if place.is_writer else None
-    num_steps = inputs.plan.num_steps
-    saved = first_step
-    if place.is_writer:
-        report_step(saved, num_steps)
-    with progress("train", num_steps, enabled=place.is_writer) as advance:
-        advance(first_step)
-        for step in range(first_step, num_steps):
-            started = time.perf_counter()
-            result = _step(student, inputs, run, place, step)
-            values = _values(result, inputs.plan, run, step, time.perf_counter() - started, place)
-            if log is not None:
-                log.write(values)
-            advance(1, f"loss {values['loss']:.4g} grad norm {values['grad_norm']:.3g}")
-            stopping = stop.agreed(place)
-            every = run.checkpoint.every_steps
-            if stopping or step + 1 == num_steps or (every and (step + 1) % every == 0):
-                checkpoint.save(
-                    student, output / CHECKPOINTS, step + 1, _checkpoint_manifest(inputs, step + 1), run.checkpoint.keep
-                )
-                saved = step + 1
-                if place.is_writer:
-                    report_step(saved, num_steps)
-            if stopping and saved < num_steps:
-                break
-    if log is not None:
-        log.close()
-        if saved < num_steps:
-            say(f"train: stopped by a signal after step {saved} of {num_steps}, saved; run the same command to go on")
-    return saved == num_steps
+    with Watchdog(output, place.rank, run.fault.timeout_seconds) as watchdog:
+        return _Training(run, place, inputs, stop, watchdog).run_to_the_end()
 
 
-def _step(student: Student, inputs: Inputs, run: RunConfig, place: Placement, step: int) -> StepResult:
-    plan = inputs.plan
-    packs = list(plan.packs_of_step(step))
-    group = run.layout.pp if run.layout.vpp > 1 else 1
-    mine = assign([float(plan.pack_padded[pack]) for pack in packs], place.dp, group)[place.dp_rank]
+class _Training:
+    """The state of a run in this process."""
 
-    def make_batch(pack: int | None) -> Batch:
-        return build_batch(
-            inputs.store,
-            [] if pack is None else members_of(plan, pack),
-            pack=pack,
-            pack_multiple=run.plan.pack_multiple,
-            reference=inputs.reference.lookup if inputs.reference else None,
-            device=place.device,
-            cp=place.cp,
-            cp_rank=place.cp_rank,
+    def __init__(self, run: RunConfig, place: Placement, inputs: Inputs, stop: StopRequest, watchdog: Watchdog) -> None:
+        self.run, self.place, self.inputs, self.stop, self.watchdog = run, place, inputs, stop, watchdog
+        self.output = Path(run.paths.output)
+        self.student = build_student(inputs.architecture, run)
+        self.writer = checkpoint.CheckpointWriter(
+            self.output / CHECKPOINTS, place, keep=run.checkpoint.keep, asynchronous=run.checkpoint.asynchronous
         )
+        self.num_steps = inputs.plan.num_steps
+        self.bad_steps = 0
+        """In a row."""
+        self.has_learnt = False
+        """Whether there is anything to save: without an update the optimizer has no state."""
+        best = read_best(self.output / CHECKPOINTS)
+        self.best: float | None = None if best is None else best.get(run.validation.metric)
 
-    numbers = [None if place_in_step is None else packs[place_in_step] for place_in_step in mine]
-    return train_step(student, numbers, make_batch, run, place, learning_rate(step, plan.num_steps, run.optimizer))
+    def run_to_the_end(self) -> bool:
+        first_step = self._load()
+        log = MetricsLog(self.output, first_step) if self.place.is_writer else None
+        if self.place.is_writer:
+            report_step(first_step, self.num_steps)
+        done = first_step
+        with progress("train", self.num_steps, enabled=self.place.is_writer) as advance:
+            advance(first_step)
+            for step in range(first_step, self.num_steps):
+                try:
+                    values = self._step(step)
+                except TrainingError:
+                    self.writer.finish()
+                    raise
+                done = step + 1
+                better = self._validate_after(step, values)
+                if log is not None:
+                    log.write(values)
+                advance(1, " ".join(f"{name} {values[name]:.4g}" for name in ("loss", "grad_norm") if name in values))
+                stopping = self.stop.agreed(self.place)
+                self._save_after(step, better, last=stopping or done == self.num_steps)
+                if stopping:
+                    break
+        if log is not None:
+            log.close()
+            if done < self.num_steps:
+                where = f"after step {done} of {self.num_steps}"
+                say(f"train: stopped by a signal {where}, saved; run the same command to go on")
+        return done == self.num_steps
 
+    def _load(self) -> int:
+        """Loads the newest whole checkpoint of the run, or the initial weights; returns the step to go on with."""
+        self.watchdog.alive("loading")
+        newest = checkpoint.newest_whole(self.output / CHECKPOINTS, self.place, lambda text: say(f"train: {text}"))
+        if newest is None:
+            checkpoint.load_weights(self.student, self.inputs.initial)
+            return 0
+        rest = checkpoint.load_all(self.student, newest)
+        self.has_learnt = True
+        if self.place.is_writer:
+            say(f"train: resumed from {newest}")
+        return int(rest["iteration"])
 
-def _load(student: Student, inputs: Inputs, folder: Path, place: Placement) -> int:
-    """Loads the newest checkpoint of the run, or the initial weights; returns the step to go on with."""
-    newest = checkpoint.latest(folder)
-    if newest is None:
-        checkpoint.load_weights(student, inputs.initial)
-        return 0
-    checkpoint.verified_manifest(newest, "offgrpo train with --force starts over")
-    rest = checkpoint.load_all(student, newest)
-    if place.is_writer:
-        say(f"train: resumed from {newest}")
-    return int(rest["iteration"])
+    def _step(self, step: int) -> dict[str, float]:
+        """One step of the plan and what it logs; a bad step that is skipped logs `skipped`."""
+        self.watchdog.alive(f"step {step}")
+        plan, started = self.inputs.plan, time.perf_counter()
+        packs = list(plan.packs_of_step(step))
+        mine = [None if place is None else packs[place] for place in self._assign(plan, packs)]
+        try:
+            lr = learning_rate(step, plan.num_steps, self.run.optimizer)
+            result = train_step(self.student, mine, self._batches(plan), self.run, self.place, lr)
+        except TrainingError as error:
+            self.bad_steps += 1
+            if self.run.fault.bad_step == "halt":
+                raise
+            if self.bad_steps >= self.run.fault.max_bad_steps:
+                raise TrainingError(f"{self.bad_steps} bad steps in a row; the last: {error}") from None
+            if self.place.is_writer:
+                say(f"train: skipped step {step}: {error}")
+            return {"step": step, "skipped": 1.0}
+        self.bad_steps, self.has_learnt = 0, True
+        return _values(result, plan, self.run, step, time.perf_counter() - started, self.place)
+
+    def _assign(self, plan: Plan, packs: list[int]) -> list[int | None]:
+        group = self.run.layout.pp if self.run.layout.vpp > 1 else 1
+        return assign([float(plan.pack_padded[pack]) for pack in packs], self.place.dp, group)[self.place.dp_rank]
+
+    def _batches(self, plan: Plan) -> MakeBatch:
+        def make_batch(pack: int | None) -> Batch:
+            return build_batch(
+                self.inputs.store,
+                [] if pack is None else members_of(plan, pack),
+                pack=pack,
+                pack_multiple=self.run.plan.pack_multiple,
+                reference=self.inputs.reference.lookup if self.inputs.reference else None,
+                device=self.place.device,
+                cp=self.place.cp,
+                cp_rank=self.place.cp_rank,
+            )
+
+        return make_batch
+
+    def _validate(self) -> dict[str, float]:
+        self.watchdog.alive("validation")
+        plan, started = self.inputs.validation, time.perf_counter()
+        assert plan is not None
+        packs = list(range(plan.num_packs))
+        mine = [None if place is None else packs[place] for place in self._assign(plan, packs)]
+        values = validate(self.student, mine, self._batches(plan), self.run, self.place)
+        return values | {f"{PREFIX}seconds": time.perf_counter() - started}
+
+    def _validate_after(self, step: int, values: dict[str, float]) -> bool:
+        """Adds the validation metrics to `values` where they are due; True where they are the best so far."""
+        every = self.run.validation.every_steps
+        if self.inputs.validation is None or ((step + 1) % every and step + 1 < self.num_steps):
+            return False
+        values |= self._validate()
+        if not is_better(values, self.best, self.run):
+            return False
+        self.best = values[f"{PREFIX}{self.run.validation.metric}"]
+        return self.run.validation.keep_best
+
+    def _save_after(self, step: int, better: bool, *, last: bool) -> None:
+        """Saves where it is due; only the last save must succeed."""
+        if not self.has_learnt:
+            return
+        self.watchdog.alive(f"saving after step {step}")
+        every = self.run.checkpoint.every_steps
+        try:
+            self.writer.poll()
+            if last or better or (every and (step + 1) % every == 0):
+                self.writer.save(self.student, step + 1, _checkpoint_manifest(self.inputs, step + 1))
+            if better:
+                self.writer.finish()
+                if self.place.is_writer and self.best is not None:
+                    write_best(self.output / CHECKPOINTS, step + 1, self.run.validation.metric, self.best)
+            if last:
+                self.writer.finish()
+        except CheckpointError as error:
+            if last:
+                raise
+            if self.place.is_writer:
+                say(f"train: {error}; training goes on, the next save tries again")
+        if self.place.is_writer and self.writer.saved is not None:
+            report_step(self.writer.saved, self.num_steps)
 
 
 def _checkpoint_manifest(inputs: Inputs, iteration: int) -> Manifest:

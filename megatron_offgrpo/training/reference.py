@@ -17,7 +17,8 @@ from megatron_offgrpo.planning.assignment import assign
 from megatron_offgrpo.planning.plan import reference_order
 from megatron_offgrpo.progress import progress, say
 from megatron_offgrpo.training.batch import Batch, Member, build_batch
-from megatron_offgrpo.training.checkpoint import load_weights, require_latest
+from megatron_offgrpo.training.checkpoint import load_weights
+from megatron_offgrpo.training.checkpoint_folder import require_latest
 from megatron_offgrpo.training.reference_cache import inputs_of, write_reference
 from megatron_offgrpo.training.student import Student, build_student, run_packs
 

@@ -15,6 +15,8 @@ _FREE_FIELDS = (
     ("paths",),
     ("layout",),
     ("checkpoint",),
+    ("validation",),
+    ("fault",),
     ("name",),
     ("model", "head_chunk_mebibytes"),
     ("model", "recompute"),

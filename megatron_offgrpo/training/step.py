@@ -1,6 +1,6 @@
 """One optimizer step over the packs the plan gives it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,17 +39,26 @@ def train_step(
     """Forward and backward over this rank's packs, then one update of the weights.
 
     Raises:
-        TrainingError: a loss or gradient is NaN or inf; the weights are as before the step.
+        TrainingError: a loss or gradient is NaN or inf, or the gradient norm is above the run's bound; the weights are
+            as before the step.
     """
     metrics, bad_pack = compute_gradients(student, packs, make_batch, run, place)
     if bad_pack is None and _any_rank(not student.gradients_are_finite(), place):
         bad_pack = _find_bad_pack(student, packs, make_batch, run, place)
     if bad_pack is not None:
-        batch = make_batch(bad_pack)
         raise TrainingError(
             "NaN or inf in the loss or a gradient; the weights were not changed",
-            where=f"pack {bad_pack} (trajectories {', '.join(str(m.trajectory) for m in batch.members)})",
+            where=f"pack {bad_pack} (trajectories {_trajectories(make_batch(bad_pack))})",
             remedy="look at these trajectories in the store, and at the surrogate, the KL clamp and the learning rate",
+        )
+    bound = run.fault.max_grad_norm
+    if bound and (norm := _grad_norm(student)) > bound:
+        worst = _largest_pack(student, packs, make_batch, run, place)
+        raise TrainingError(
+            "the gradient norm is above its bound; the weights were not changed",
+            where=f"the largest in pack {worst} (trajectories {_trajectories(make_batch(worst))})",
+            expected=f"at most fault.max_grad_norm = {bound:g}",
+            got=f"{norm:.4g}",
         )
     for group in student.optimizer.param_groups:
         group["lr"] = lr
@@ -73,7 +82,7 @@ def compute_gradients(
         lambda batch, output_2R: _loss(batch, output_2R, run.objective, place),
         max_pack_tokens=run.plan.max_pack_tokens,
     )
-    return _reduce(parts, packs, place)
+    return reduce_metrics(parts, packs, place)
 
 
 def _loss(
@@ -82,7 +91,7 @@ def _loss(
     return offline_grpo_loss(batch.terms(output_2R[0], output_2R[1]), objective, place.sum_over_context_parallel)
 
 
-def _reduce(
+def reduce_metrics(
     parts: list[StackedMetrics], packs: Sequence[int | None], place: Placement
 ) -> tuple[StackedMetrics, int | None]:
     """Adds up the packs of all ranks; only the last stage's first tensor-parallel rank has any to add."""
@@ -110,18 +119,46 @@ def _any_rank(flag: bool, place: Placement) -> bool:
     return bool(value)
 
 
-def _find_bad_pack(
-    student: Student, packs: Sequence[int | None], make_batch: MakeBatch, run: RunConfig, place: Placement
-) -> int:
-    """The first pack whose gradient alone is not finite: every pack of every data-parallel rank by itself.
+def _trajectories(batch: Batch) -> str:
+    return ", ".join(str(member.trajectory) for member in batch.members)
 
-    Gradients are summed over packs and ranks, so the sum does not say; the run ends here, time no longer matters.
+
+def _grad_norm(student: Student) -> float:
+    """Global gradient norm, before clipping; leaves what the step needs as it is."""
+    student.optimizer.prepare_grads()
+    return float(student.optimizer.get_grad_norm())
+
+
+def _gradients_alone(
+    student: Student, packs: Sequence[int | None], make_batch: MakeBatch, run: RunConfig, place: Placement
+) -> Iterator[int]:
+    """Leaves the gradient of one pack alone in the buffers, pack by pack of every data-parallel rank; its number.
+
+    Gradients are summed over packs and ranks, so the sum does not say which pack it was. Ranks take turns, which takes
+    time; a bad step is worth it.
     """
     for dp_rank in range(place.dp):
         for pack in packs if place.dp_rank == dp_rank else [None] * len(packs):
             compute_gradients(student, [pack], make_batch, run, place)
-            if _any_rank(not student.gradients_are_finite(), place):
-                found = torch.tensor(-1 if pack is None else pack, device=place.device)
-                dist.all_reduce(found, dist.ReduceOp.MAX)
-                return int(found)
+            found = torch.tensor(-1 if pack is None else pack, device=place.device)
+            dist.all_reduce(found, dist.ReduceOp.MAX)
+            if found >= 0:
+                yield int(found)
+
+
+def _find_bad_pack(
+    student: Student, packs: Sequence[int | None], make_batch: MakeBatch, run: RunConfig, place: Placement
+) -> int:
+    """The first pack whose gradient alone is not finite."""
+    for pack in _gradients_alone(student, packs, make_batch, run, place):
+        if _any_rank(not student.gradients_are_finite(), place):
+            return pack
     raise AssertionError("the sum of finite gradients was not finite")
+
+
+def _largest_pack(
+    student: Student, packs: Sequence[int | None], make_batch: MakeBatch, run: RunConfig, place: Placement
+) -> int:
+    """The pack whose gradient alone has the largest norm."""
+    norms = {pack: _grad_norm(student) for pack in _gradients_alone(student, packs, make_batch, run, place)}
+    return max(norms, key=norms.__getitem__)

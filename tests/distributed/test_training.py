@@ -20,7 +20,7 @@ from megatron_offgrpo.objective import surrogates
 from megatron_offgrpo.parallel import runtime
 from megatron_offgrpo.planning.plan import build_plan, load_plan, save_plan
 from megatron_offgrpo.training import loop, reference
-from megatron_offgrpo.training.checkpoint import latest
+from megatron_offgrpo.training.checkpoint_folder import latest
 from megatron_offgrpo.training.run_folder import read_metrics
 from megatron_offgrpo.training.signals import StopRequest
 from tests.distributed.toy import in_folder, toy_run, write_hf_model, write_toy_store

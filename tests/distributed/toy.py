@@ -38,8 +38,11 @@ def architecture(kind: str) -> Architecture:
     return architecture_of(hf_config(kind))
 
 
-def write_toy_store(path: Path, num_groups: int = 8, seed: int = 0) -> TrajectoryStore:
-    """Groups of four random trajectories of uneven length; mixed, all-positive and all-negative ones; some mu."""
+def write_toy_store(path: Path, num_groups: int = 8, seed: int = 0, num_validation: int = 0) -> TrajectoryStore:
+    """Groups of four random trajectories of uneven length; mixed, all-positive and all-negative ones; some mu.
+
+    The last `num_validation` groups are set apart for validation.
+    """
     rng = np.random.default_rng(seed)
     rows = []
     for group in range(num_groups):
@@ -63,6 +66,7 @@ def write_toy_store(path: Path, num_groups: int = 8, seed: int = 0) -> Trajector
                 behaviour_logprobs=known,
                 sample_ids=[None] * 4,
                 texts=[""] * 4,
+                validation=group >= num_groups - num_validation,
             )
         )
     return write_store(path, rows, tokenizer_fingerprint="toy", inputs={}, counts={}, config={})

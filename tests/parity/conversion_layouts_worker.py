@@ -25,7 +25,7 @@ def write_checkpoints(cases: list[dict], step: float) -> None:
     """Writes each case (model folder, output, layout, precision, keys) as iteration 10."""
     for case in cases:
         layout = LayoutConfig(**case["layout"])
-        runtime.start(layout, seed=0)
+        place = runtime.start(layout, seed=0)
         run = RunConfig(
             name="conversion",
             objective=released(),
@@ -44,7 +44,8 @@ def write_checkpoints(cases: list[dict], step: float) -> None:
             if case["precision"] == "bf16":
                 _move_masters(student.optimizer, step)
             manifest = Manifest(kind="checkpoint", fingerprint="trained", inputs={})
-            checkpoint.save(student, output, 10, manifest, keep=0)
+            writer = checkpoint.CheckpointWriter(output, place, keep=0, asynchronous=False)
+            writer.save(student, 10, manifest)
         else:
             _save_model(student, output, KEYS[case["keys"]])
     runtime.stop()

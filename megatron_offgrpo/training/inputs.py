@@ -1,0 +1,69 @@
+"""The artefacts that a training run reads, opened and checked against each other."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_offgrpo.artifacts import Manifest, fingerprint_of, require_input
+from megatron_offgrpo.config import RunConfig, to_dict
+from megatron_offgrpo.data.store import TrajectoryStore
+from megatron_offgrpo.model.hf_config import Architecture, read_architecture
+from megatron_offgrpo.objective.compose import needs_reference
+from megatron_offgrpo.planning.plan import Plan, load_plan, require_settings, validation_plan
+from megatron_offgrpo.training.checkpoint_folder import require_latest
+from megatron_offgrpo.training.reference_cache import ReferenceCache, inputs_of, open_reference
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The artefacts of a run, checked against each other."""
+
+    store: TrajectoryStore
+    plan: Plan
+    validation: Plan | None
+    """One step over the store's validation groups; None where the run does not validate."""
+    reference: ReferenceCache | None
+    """None where the objective does not read it."""
+    initial: Path
+    """Checkpoint the run starts from."""
+    manifest: Manifest
+    """Of the run."""
+    architecture: Architecture
+
+
+def open_inputs(run: RunConfig) -> Inputs:
+    """Opens store, plan, reference and initial checkpoint, and refuses what does not belong together."""
+    store = TrajectoryStore.open(run.paths.store)
+    plan = load_plan(run.paths.plan)
+    remedy = f"offgrpo plan {run.name}"
+    require_input(
+        plan.manifest,
+        "store",
+        store.manifest.fingerprint,
+        where=Path(run.paths.plan),
+        other=run.paths.store,
+        remedy=remedy,
+    )
+    require_settings(plan, run.plan, run.objective, where=run.paths.plan)
+    initial, weights = require_latest(run.paths.megatron)
+    reference = None
+    if needs_reference(run.objective):
+        wanted = inputs_of(store, weights.fingerprint, run.model.precision)
+        reference = open_reference(run.paths.reference, store, wanted, recipe=run.name)
+    validation = validation_plan(store, run.plan, run.objective) if run.validation.every_steps else None
+    fingerprints = {
+        "store": store.manifest.fingerprint,
+        "plan": plan.manifest.fingerprint,
+        "weights": weights.fingerprint,
+        "tokenizer": store.manifest.inputs["tokenizer"],
+    }
+    if reference is not None:
+        fingerprints["reference"] = reference.manifest.fingerprint
+    config = to_dict(run)
+    manifest = Manifest(
+        kind="run",
+        fingerprint=fingerprint_of(fingerprints, config),
+        inputs=fingerprints,
+        counts={"steps": plan.num_steps},
+        config=config,
+    )
+    return Inputs(store, plan, validation, reference, initial, manifest, read_architecture(run.paths.hf_model))
