@@ -196,7 +196,7 @@ def main() -> None:
             "each pack at its own length (own), and all packs of a step as long as its longest (one); imbalance of the"
         )
         print(
-            f"ranks' FLOPs in %, in the worst of the (steps) with {ENOUGH_PACKS} packs a rank or more, all assigned alike"
+            f"ranks' FLOPs in %, in the worst of the (steps) with {ENOUGH_PACKS} packs a rank or more, assigned alike"
         )
         print("  packing       packs fill:own fill:one" + "".join(f"        dp={dp:<2}" for dp in DATA_PARALLEL))
         for max_tokens in (8192, 32768):

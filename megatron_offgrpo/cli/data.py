@@ -122,16 +122,18 @@ def inspect(
 
     opened = TrajectoryStore.open(store)
     if group is not None:
-        from megatron_offgrpo.reporting.token_view import group_lines
+        from megatron_offgrpo.reporting.token_view import show_group
 
-        print_lines(group_lines(opened, group, tokenizer))
+        show_group(opened, group, tokenizer)
         return
     from megatron_offgrpo.data.audit import audit
-    from megatron_offgrpo.reporting.data_report import terminal_lines, write_data_report
+    from megatron_offgrpo.recipe import list_recipes
+    from megatron_offgrpo.reporting.data_report import objective_uses, terminal_lines, write_data_report
 
     found = audit(opened, tuple(benchmark or ()))
-    page = write_data_report(opened, found, html or store / "data.html")
-    print_lines([*terminal_lines(opened, found), str(page)])
+    uses = objective_uses(opened, {name: function() for name, function in list_recipes().items()})
+    page = write_data_report(opened, found, uses, html or store / "data.html")
+    print_lines([*terminal_lines(opened, found, uses), str(page)])
 
 
 def export(

@@ -27,12 +27,9 @@ def logprobs(value: Any, where: str) -> tuple[float, ...] | None:
     for index, one in enumerate(value):
         if isinstance(one, bool) or not isinstance(one, int | float):
             raise RecordError("wrong type", f"{where}[{index}]", expected="a number", got=one)
-        if not math.isfinite(one) or one > LOGPROB_TOLERANCE:
+        if not _is_finite(one) or one > LOGPROB_TOLERANCE:
             raise RecordError("impossible log-prob", f"{where}[{index}]", expected="a finite number <= 0", got=one)
-    try:
-        return tuple(float(one) for one in value)
-    except OverflowError:
-        raise RecordError("impossible log-prob", where, expected="finite numbers <= 0", got="a huge integer") from None
+    return tuple(float(one) for one in value)
 
 
 def identifier(record: dict[str, Any], field: str) -> str:
@@ -50,9 +47,17 @@ def answer(record: dict[str, Any], field: str, prefix: str, *, required: bool) -
         return ""
     if isinstance(value, list) and len(value) == 1:
         record, value = {**record, field: value[0]}, value[0]
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+    if isinstance(value, int | float) and not isinstance(value, bool) and _is_finite(value):
         return number_text(value, prefix + field)
     return required_text(record, field, prefix, may_be_blank=not required)
+
+
+def _is_finite(value: int | float) -> bool:
+    """Whether a float can hold the number, which JSON may write with thousands of digits."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def number_text(value: int | float, where: str) -> str:

@@ -74,8 +74,6 @@ class GradingPool:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  closed in __exit__
 
     def __enter__(self) -> "GradingPool":
-        for _ in range(self.processes):
-            self._start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -97,6 +95,8 @@ class GradingPool:
         done: dict[int, Grade] = {}
         next_out, exhausted = 0, False
         newest = -1
+        for _ in range(self.processes - len(self._workers)):  # started when first needed
+            self._start()
         try:
             while True:
                 for worker in self._workers:

@@ -13,6 +13,8 @@ from megatron_offgrpo.types import GroupRecord
 
 LABELS: tuple[LabelMode, ...] = ("given", "math-verify", "majority")
 Rewards = tuple[float | None, ...]
+SHOWN_CHARACTERS = 160
+"""Of the end of a solution on which labels disagree."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,29 @@ class LabelledGroup:
         if label == "given":
             return tuple(one.reward for one in self.group.trajectories)
         return (self.verified if label == "math-verify" else self.majority) or nothing
+
+    def disagreements(self) -> list[dict[str, Any]]:
+        """The trajectories on which two labels differ, as lines of `disagreements.jsonl`."""
+        labels: dict[str, Rewards] = {label: self.by(label) for label in LABELS}
+        found = []
+        for index in range(len(self.rewards)):
+            own = {label: rewards[index] for label, rewards in labels.items() if rewards[index] is not None}
+            if len(set(own.values())) > 1:
+                trajectory = self.group.trajectories[index]
+                found.append(
+                    {
+                        "where": self.group.origin,
+                        "group_id": self.group.group_id,
+                        "trajectory": index,
+                        "sample_id": trajectory.sample_id,
+                        **own,
+                        "answer": self.group.answer,
+                        "extracted": self.extracted[index] if self.extracted else None,
+                        "status": self.statuses[index],
+                        "end": trajectory.text[-SHOWN_CHARACTERS:],
+                    }
+                )
+        return found
 
     def keep(self, indices: Sequence[int]) -> "LabelledGroup":
         """The group with these trajectories, in this order."""

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +18,7 @@ from megatron_offgrpo.data.part_files import COMPOSITIONS, PartFolder, PartNotes
 from megatron_offgrpo.data.part_worker import STAGES
 from megatron_offgrpo.data.rejects import RecordError, Reject, Removal, reject_of
 from megatron_offgrpo.data.store_schema import SCHEMA
+from megatron_offgrpo.data.store_writer import DISAGREEMENTS_FILE, REJECTED_FILE, REMOVED_FILE
 from megatron_offgrpo.data.text_measures import jaccard, shingles
 from megatron_offgrpo.data_config import PrepareConfig
 from megatron_offgrpo.errors import ConfigError
@@ -236,11 +238,12 @@ FATE_STAGES = (
 
 
 def merged_batches(
-    rows: Rows, folder: PartFolder, summary: Summary, rejected: Path, removed: Path
+    rows: Rows, folder: PartFolder, summary: Summary, lists: dict[str, Path]
 ) -> Iterator[tuple[Any, list[str]]]:
-    """The kept rows in order; what is left out goes to the two files and the summary as its part passes."""
+    """The kept rows in order; what is left out is added to the files and the summary as its part passes."""
     texts = _Problems(rows, folder)
-    with rejected.open("a", encoding="ascii") as rejected_file, removed.open("a", encoding="ascii") as removed_file:
+    with ExitStack() as stack:
+        files = {name: stack.enter_context(path.open("a", encoding="ascii")) for name, path in lists.items()}
         for part in range(len(rows.first) - 1):
             notes, batch = folder.notes(part), folder.rows(part)
             summary.add_notes(notes)
@@ -253,8 +256,9 @@ def merged_batches(
                 lines.append((records[place], asdict(left_out)))
                 summary.fates[int(rows.fate[span.start + place])] += 1
                 summary.fate_trajectories[int(rows.fate[span.start + place])] += len(batch["rewards"][place])
-            _list(out_rejected, rejected_file, summary.rejected)
-            _list(out_removed, removed_file, summary.removed)
+            summary.rejected.update(_list(out_rejected, files[REJECTED_FILE]))
+            summary.removed.update(_list(out_removed, files[REMOVED_FILE]))
+            _list(notes.disagreements, files[DISAGREEMENTS_FILE])
             if out_rejected:
                 summary.last_reject = str(Reject(**max(out_rejected, key=lambda entry: entry[0])[1]))
             kept = rows.fate[span] == KEPT
@@ -262,11 +266,12 @@ def merged_batches(
                 yield _stored(batch, kept, rows.validation[span][kept])
 
 
-def _list(lines: list[tuple[int, dict[str, Any]]], file: TextIO, counts: Counter[str]) -> None:
+def _list(lines: list[tuple[int, dict[str, Any]]], file: TextIO) -> list[str]:
+    """Writes the lines in the order of their records; returns their reasons."""
     for _, line in sorted(lines, key=lambda entry: entry[0]):
         # ASCII with escapes: what was got may hold lone surrogates, which UTF-8 cannot.
         file.write(json.dumps(line) + "\n")
-        counts[line["reason"]] += 1
+    return [line["reason"] for _, line in lines if "reason" in line]
 
 
 def _stored(batch: Any, kept: BoolArray, validation: BoolArray) -> tuple[Any, list[str]]:

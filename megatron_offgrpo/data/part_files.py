@@ -36,6 +36,7 @@ class PartNotes:
 
     rejected: list[tuple[int, dict[str, Any]]]
     removed: list[tuple[int, dict[str, Any]]]
+    disagreements: list[tuple[int, dict[str, Any]]]
     counts: dict[str, int]
     ignored_fields: dict[str, int]
     statuses: dict[str, int]
@@ -95,6 +96,7 @@ class PartFolder:
         notes = PartNotes(
             result.rejected,
             result.removed,
+            result.disagreements,
             dict(result.counts),
             dict(result.ignored_fields),
             dict(result.labels.statuses),

@@ -15,7 +15,6 @@ from megatron_offgrpo.data.part_worker import PartWorker
 from megatron_offgrpo.data.readers import Part
 from megatron_offgrpo.data_config import PrepareConfig
 from megatron_offgrpo.errors import OffgrpoError
-from megatron_offgrpo.progress import Advance
 
 FEW_PARTS = 4
 """So many parts or fewer are done in this process: starting others takes longer."""
@@ -33,7 +32,7 @@ def needs_signatures(config: PrepareConfig) -> bool:
     return config.filters.near_duplicates is not None or config.validation_share > 0
 
 
-def run_parts(config: PrepareConfig, folder: PartFolder, parts: Iterable[Numbered], advance: Advance) -> None:
+def run_parts(config: PrepareConfig, folder: PartFolder, parts: Iterable[Numbered]) -> None:
     """Does the parts, in any order; each is on disk as soon as it is done.
 
     Raises:
@@ -48,12 +47,11 @@ def run_parts(config: PrepareConfig, folder: PartFolder, parts: Iterable[Numbere
             worker = PartWorker(config, pool)
             for number, part in chain(first, source):
                 folder.write(number, worker.work(part), with_signatures=needs_signatures(config))
-                advance(part.share)
     else:
-        _run_in_processes(config, folder, chain(first, source), advance)
+        _run_in_processes(config, folder, chain(first, source))
 
 
-def _run_in_processes(config: PrepareConfig, folder: PartFolder, parts: Iterator[Numbered], advance: Advance) -> None:
+def _run_in_processes(config: PrepareConfig, folder: PartFolder, parts: Iterator[Numbered]) -> None:
     context = multiprocessing.get_context("spawn")
     processes: dict[Any, Any] = {}
     idle: list[Any] = []
@@ -66,16 +64,16 @@ def _run_in_processes(config: PrepareConfig, folder: PartFolder, parts: Iterator
             theirs.close()
             processes[ours] = process
             idle.append(ours)
-        busy: dict[Any, Part] = {}
+        busy: set[Any] = set()
         while True:
             while idle and (task := next(parts, None)) is not None:
                 _send(processes, idle[-1], task)
-                busy[idle.pop()] = task[1]
+                busy.add(idle.pop())
             if not busy:
                 break
             for ready in multiprocessing.connection.wait(list(busy)):
                 _receive(processes[ready], ready)
-                advance(busy.pop(ready).share)
+                busy.remove(ready)
                 idle.append(ready)
     finally:
         for connection, process in processes.items():

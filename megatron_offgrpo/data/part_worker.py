@@ -36,6 +36,7 @@ class PartResult:
     """(number of the record in the part, row)."""
     rejected: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
     removed: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
+    disagreements: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     """`records`, `not_asked_for`, `not_selected`, and `groups after STAGE`, `trajectories after STAGE`."""
     ignored_fields: Counter[str] = field(default_factory=Counter)
@@ -114,6 +115,7 @@ class PartWorker:
                 _reject(result, index, group, one)
             else:
                 result.labels.add(one)
+                result.disagreements += [(index, line) for line in one.disagreements()]
                 labelled.append((index, one))
         return labelled
 

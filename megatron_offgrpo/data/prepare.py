@@ -13,6 +13,7 @@ from typing import Any, get_args
 from megatron_offgrpo import __version__
 from megatron_offgrpo.artifacts import MANIFEST, fingerprint_of
 from megatron_offgrpo.config import to_dict
+from megatron_offgrpo.data.decontamination import BenchmarkIndex
 from megatron_offgrpo.data.grouping import grouped_parts, grouping_counts, grouping_rejects, is_sharegpt
 from megatron_offgrpo.data.importers import parse_conditions
 from megatron_offgrpo.data.merge import Summary, decide, merged_batches, read_rows
@@ -22,7 +23,7 @@ from megatron_offgrpo.data.readers import Part
 from megatron_offgrpo.data.rejects import Reject
 from megatron_offgrpo.data.sources import Source, open_source
 from megatron_offgrpo.data.store import TrajectoryStore, tokenizer_fingerprint
-from megatron_offgrpo.data.store_writer import REJECTED_FILE, REMOVED_FILE, write_batches
+from megatron_offgrpo.data.store_writer import LIST_FILES, REJECTED_FILE, write_batches
 from megatron_offgrpo.data.summary import listing, summary_lines
 from megatron_offgrpo.data.tokenisation import load_tokenizer
 from megatron_offgrpo.data_config import FormName, LabelMode, PrepareConfig, SelectMode
@@ -125,14 +126,16 @@ class _Request:
 
     def work(self, shard: tuple[int, int] | None) -> tuple[int, int]:
         """Does the missing parts, or those of a shard; (newly done, in all)."""
-        load_tokenizer(Path(self.config.tokenizer))  # an unusable one is said before any work is done
+        # What is unusable is said before any work is done.
+        load_tokenizer(Path(self.config.tokenizer))
+        BenchmarkIndex(self.config.filters.decontaminate, self.config.filters.decontaminate_words)
         self.folder.path.mkdir(parents=True, exist_ok=True)
         known = self.folder.num_parts
         if known is not None and all(self.folder.is_finished(part) for part in range(known) if _is_ours(part, shard)):
             return 0, known
         state = _Progress()
         with progress("prepare (percent of the input)", 100) as advance:
-            run_parts(self.config, self.folder, self._missing(shard, state, advance), lambda amount=1, note="": None)
+            run_parts(self.config, self.folder, self._missing(shard, state, advance))
         self.folder.set_num_parts(state.total, state.first_parts)
         return state.new, state.total
 
@@ -168,12 +171,13 @@ class _Request:
         decide(rows, self.folder, self.config)
         summary, counts, scratch = Summary(), dict[str, Any](), self.folder.path
         self._check_sources(num_parts)
-        rejected, removed = scratch / REJECTED_FILE, scratch / REMOVED_FILE
-        removed.write_bytes(b"")
-        self._write_grouping_rejects(rejected, summary)
+        lists = {name: scratch / name for name in LIST_FILES}
+        for path in lists.values():
+            path.write_bytes(b"")
+        self._write_grouping_rejects(lists[REJECTED_FILE], summary)
 
         def batches() -> Iterator[Any]:
-            yield from merged_batches(rows, self.folder, summary, rejected, removed)
+            yield from merged_batches(rows, self.folder, summary, lists)
             counts.update(summary.as_counts())
             self._check_result(summary, counts)
 
@@ -184,7 +188,7 @@ class _Request:
             inputs=self.inputs,
             counts=counts,
             config=to_dict(self.config),
-            lists={REJECTED_FILE: rejected, REMOVED_FILE: removed},
+            lists=lists,
         )
         if self.output.exists():
             shutil.rmtree(self.output)

@@ -68,7 +68,8 @@ def read_parts(path: Path) -> Iterator[Part]:
             raise IsADirectoryError("it is a folder")
         yield from _parquet(path) if path.suffix == ".parquet" else _json_lines(path)
     except OSError as cause:
-        raise DataError(f"cannot read the input file ({cause.strerror or cause})", where=str(path)) from None
+        message = " ".join(str(cause.strerror or cause).split())
+        raise DataError(f"cannot read the input file ({message})", where=str(path)) from None
 
 
 def table_parts(name: str, batches: Iterator[Any], rows_per_part: int, num_rows: int | None) -> Iterator[Part]:

@@ -17,6 +17,8 @@ from megatron_offgrpo.errors import DataError
 GROUPS_FOLDER = "groups"
 REJECTED_FILE = "rejected.jsonl"
 REMOVED_FILE = "removed.jsonl"
+DISAGREEMENTS_FILE = "disagreements.jsonl"
+LIST_FILES = (REJECTED_FILE, REMOVED_FILE, DISAGREEMENTS_FILE)
 ROWS_PER_BATCH = 256
 
 Batches = Iterable[tuple[Any, list[str]]]

@@ -10,6 +10,8 @@ from megatron_offgrpo.data.rejects import RecordError
 from megatron_offgrpo.data.store_schema import StoreRow
 from megatron_offgrpo.errors import DataError
 
+THINK = "<think>"
+
 
 def load_tokenizer(folder: Path) -> Any:
     """The Hugging Face tokenizer in `folder`.
@@ -49,6 +51,7 @@ class Limits:
 def tokenise(groups: Sequence[LabelledGroup], tokenizer: Any, limits: Limits) -> list[StoreRow | RecordError]:
     """Token ids of each group: the prompt by the chat template up to the response, the response plain plus EOS.
 
+    Where the template ends in `<think>`, a response that begins with the same tag loses it, unless it has log-probs.
     A response whose text ends in EOS gets no second one. Longer responses than the limit are cut, lose their EOS and
     are marked as truncated. Log-probs may stand for the tokens of the text or for those and EOS; in the first case EOS
     gets mu = 0, as everywhere where no behaviour log-prob is known.
@@ -58,7 +61,11 @@ def tokenise(groups: Sequence[LabelledGroup], tokenizer: Any, limits: Limits) ->
         log-probs of another length than the response.
     """
     prompts = [_render(group, tokenizer) for group in groups]
-    texts = [one.text for group in groups for one in group.group.trajectories]
+    texts = [
+        one.text if isinstance(prompt, RecordError) or one.logprobs is not None else continued(prompt, one.text)
+        for group, prompt in zip(groups, prompts, strict=True)
+        for one in group.group.trajectories
+    ]
     rendered = [prompt for prompt in prompts if isinstance(prompt, str)]
     prompt_ids = iter(encode(tokenizer, rendered))
     text_ids = iter(encode(tokenizer, texts))
@@ -73,6 +80,16 @@ def tokenise(groups: Sequence[LabelledGroup], tokenizer: Any, limits: Limits) ->
         except RecordError as error:
             rows.append(error)
     return rows
+
+
+def continued(prompt: str, text: str) -> str:
+    """The response to a prompt whose template opens the thought: its own `<think>` would be the second one."""
+    opening = prompt[len(prompt.rstrip()) - len(THINK) :]
+    if not opening.startswith(THINK) or not text.lstrip().startswith(THINK):
+        return text
+    after = text.lstrip()[len(THINK) :]
+    space = opening[len(THINK) :]
+    return after[len(space) :] if after.startswith(space) else after.lstrip()
 
 
 def encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:

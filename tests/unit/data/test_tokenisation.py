@@ -4,7 +4,7 @@ import pytest
 
 from megatron_offgrpo.data.labelling import LabelledGroup
 from megatron_offgrpo.data.rejects import RecordError
-from megatron_offgrpo.data.tokenisation import Limits, load_tokenizer, tokenise
+from megatron_offgrpo.data.tokenisation import Limits, continued, load_tokenizer, tokenise
 from megatron_offgrpo.errors import DataError
 from megatron_offgrpo.types import GroupRecord, TrajectoryRecord
 from tests.unit.data.tiny import EOS, save_tokenizer
@@ -111,3 +111,55 @@ def test_unusable_tokenizers(tmp_path):
     with pytest.raises(DataError, match="cannot load the tokenizer") as caught:
         load_tokenizer(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text", "kept"),
+    [
+        ("Why?<think>\n", "<think>\nso 4</think>", "so 4</think>"),
+        ("Why?<think>", "<think>\nso 4", "\nso 4"),
+        ("Why?<think>\n", "<think> so 4", "so 4"),
+        ("Why?<think>\n", "so 4", "so 4"),
+        ("Why?", "<think>\nso 4", "<think>\nso 4"),
+        ("<think>? Why?", "<think>\nso 4", "<think>\nso 4"),
+        ("x", "<think>", "<think>"),
+    ],
+)
+def test_a_thought_is_opened_once(prompt, text, kept):
+    assert continued(prompt, text) == kept
+
+
+ADDS_A_SYSTEM_TEXT = (
+    "{% if messages[0].role != 'system' %}<|system|>You are careful.{% endif %}"
+    "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}{% endfor %}<|assistant|>"
+)
+THINKS = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}<|assistant|>{{ '<think>\\n' }}"
+OPENS_WITH_BOS = "{{ bos_token }}{% for m in messages %}<|user|>{{ m.content }}{% endfor %}<|assistant|>"
+
+
+@pytest.mark.parametrize(
+    ("template", "prompt", "response"),
+    [
+        (ADDS_A_SYSTEM_TEXT, "<|system|>You are careful.<|user|>Why?<|assistant|>", "<think>\n4</think> so 4"),
+        (THINKS, "<|user|>Why?<|assistant|><think>\n", "4</think> so 4"),
+        (OPENS_WITH_BOS, "<|end|><|user|>Why?<|assistant|>", "<think>\n4</think> so 4"),
+    ],
+)
+def test_the_response_is_exact_under_any_template(tmp_path, template, prompt, response):
+    """Weights stand on response_ids and nowhere else: they are the response and EOS, whatever the template adds."""
+    tokenizer = load_tokenizer(save_tokenizer(tmp_path / "tokenizer", chat_template=template))
+    tokenizer.bos_token = "<|end|>"
+    text = "<think>\n4</think> so 4"
+    row, logged = tokenise([make(TrajectoryRecord(text)), make(with_logprobs(tokenizer, text))], tokenizer, WIDE)
+    assert tokenizer.decode(row.prompt_ids) == prompt
+    assert tokenizer.decode(row.response_ids[0]) == response + EOS
+    assert row.response_ids[0].count(tokenizer.eos_token_id) == 1
+    # Log-probs stand for the tokens of the text as it is, so that text stays as it is.
+    assert tokenizer.decode(logged.response_ids[0]) == text + EOS
+    # A tokenizer that would put BOS before every text does not put it before a response.
+    assert row.response_ids[0][0] != tokenizer.bos_token_id
+
+
+def with_logprobs(tokenizer, text):
+    (ids,) = tokenizer([text], add_special_tokens=False)["input_ids"]
+    return TrajectoryRecord(text, logprobs=(-1.0,) * len(ids))

@@ -1,0 +1,218 @@
+"""Records of other projects: verl and LUFFY, OpenR1-Math, ShareGPT rows grouped by problem."""
+
+from collections import Counter
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from megatron_offgrpo.data.grouping import grouped_parts, grouping_counts, grouping_rejects, is_sharegpt
+from megatron_offgrpo.data.importers import meets, parse_conditions, parse_record
+from megatron_offgrpo.data.rejects import RecordError
+from megatron_offgrpo.data.sources import open_source
+from megatron_offgrpo.errors import ConfigError, DataError
+from tests.unit.data.tiny import write_lines
+
+VERL = {
+    "data_source": "openr1",
+    "prompt": [{"role": "system", "content": "Think."}, {"role": "user", "content": "1 + 1?"}],
+    "target": [{"role": "assistant", "content": "two: \\boxed{2}"}],
+    "target_lst": [
+        [{"role": "assistant", "content": "two: \\boxed{2}"}],
+        [{"role": "assistant", "content": "\\boxed{3}"}],
+    ],
+    "target_rewards": [1.0, 0.0],
+    "ability": "math",
+    "reward_model": {"style": "rule", "ground_truth": "2"},
+    "extra_info": {"index": 7, "split": "train"},
+}
+OPENR1 = {
+    "problem": "1 + 1?",
+    "answer": "2",
+    "uuid": "u1",
+    "generations": ["\\boxed{2}", "\\boxed{3}"],
+    "correctness_math_verify": [True, False],
+    "messages": [],
+}
+
+
+def test_verl():
+    ignored = Counter()
+    group = parse_record(VERL, ignored)
+    assert (group.group_id, group.problem, group.answer, group.system) == ("openr1-train-7", "1 + 1?", "2", "Think.")
+    assert [(one.text, one.reward) for one in group.trajectories] == [("two: \\boxed{2}", 1.0), ("\\boxed{3}", 0.0)]
+    assert ignored == {"ability": 1}
+
+
+@pytest.mark.parametrize(
+    ("changes", "texts"),
+    [
+        ({"target_lst": ["a", "b"]}, ["a", "b"]),
+        ({"target_lst": [{"role": "assistant", "content": "a"}, "b"]}, ["a", "b"]),
+        ({"target_lst": None, "target_rewards": [1]}, ["two: \\boxed{2}"]),
+        ({"target_lst": None, "target": "plain", "target_rewards": None}, ["plain"]),
+    ],
+)
+def test_targets_of_every_shape(changes, texts):
+    assert [one.text for one in parse_record(VERL | changes, Counter()).trajectories] == texts
+
+
+def test_ids_without_an_index_come_from_the_prompt():
+    one, other = ({**VERL, "extra_info": None, "prompt": [{"role": "user", "content": text}]} for text in ("p", "q"))
+    assert parse_record(one, Counter()).group_id == parse_record(one, Counter()).group_id
+    assert parse_record(one, Counter()).group_id != parse_record(other, Counter()).group_id
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason", "field"),
+    [
+        ({"prompt": "1 + 1?"}, "wrong type", "prompt"),
+        ({"prompt": []}, "empty list", "prompt"),
+        ({"prompt": [{"role": "user", "content": "a"}] * 2}, "not one question", "prompt"),
+        ({"prompt": [{"role": "tool", "content": "a"}]}, "unknown role", "prompt[0].role"),
+        ({"prompt": [{"role": "user", "content": " "}]}, "empty field", "prompt[0].content"),
+        ({"target_lst": []}, "empty trajectory list", "target_lst"),
+        ({"target_lst": [["a", "b"]], "target_rewards": None}, "not one answer", "target_lst[0]"),
+        ({"target_lst": [4], "target_rewards": None}, "wrong type", "target_lst[0]"),
+        ({"target_rewards": [1.0]}, "wrong number of rewards", "target_rewards"),
+        ({"target_rewards": [1.0, float("nan")]}, "unknown reward", "target_rewards[1]"),
+        ({"reward_model": None}, "missing field", "reward_model.ground_truth"),
+        ({"reward_model": {"ground_truth": ""}}, "empty field", "reward_model.ground_truth"),
+    ],
+)
+def test_bad_verl_rows(changes, reason, field):
+    with pytest.raises(RecordError) as caught:
+        parse_record(VERL | changes, Counter())
+    assert (caught.value.reason, caught.value.field) == (reason, field)
+
+
+def test_openr1():
+    group = parse_record(OPENR1, Counter())
+    assert (group.group_id, group.problem, group.answer) == ("u1", "1 + 1?", "2")
+    assert [(one.text, one.reward) for one in group.trajectories] == [("\\boxed{2}", 1.0), ("\\boxed{3}", 0.0)]
+    with pytest.raises(RecordError, match="wrong number of rewards"):
+        parse_record(OPENR1 | {"correctness_math_verify": [True]}, Counter())
+
+
+def test_a_forced_form_is_the_only_one_looked_for():
+    with pytest.raises(RecordError) as caught:
+        parse_record(VERL, Counter(), form="groups")
+    assert (caught.value.reason, caught.value.field) == ("missing field", "trajectories")
+
+
+def test_conditions():
+    conditions = parse_conditions(["domain=math", "meta.level=3"])
+    assert meets({"domain": "math", "meta": {"level": 3}}, conditions)
+    assert not meets({"domain": "code", "meta": {"level": 3}}, conditions)
+    assert not meets({"domain": "math"}, conditions)
+    assert meets(["no object"], conditions)
+    with pytest.raises(ConfigError):
+        parse_conditions(["domain"])
+
+
+def talk(question, answer, *, key=None, domain="math", **more):
+    row = {
+        "domain": domain,
+        "conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": answer}],
+        **more,
+    }
+    return row | ({"metadata": {"hash_problem": key}} if key else {})
+
+
+def grouped(source, folder, conditions=()):
+    parts = grouped_parts(source, folder, parse_conditions(conditions))
+    records = [(where, parse_record(record, Counter(), form="groups", answer_required=False))
+               for part in parts for where, record in part.records()]  # fmt: skip
+    return [(where, group.problem, [one.text for one in group.trajectories]) for where, group in records]
+
+
+def test_rows_of_a_problem_are_found_wherever_they_stand(tmp_path):
+    rows = [
+        talk("P", "p1"), talk("Q", "q1"), talk("code?", "c", domain="code"), talk("R", "r1", key="h"),
+        {"conversations": [{"from": "human", "value": "no answer"}], "domain": "math"}, "{",
+        talk("P", "p2"), talk("R again", "r2", key="h"), talk("Q", "q2"), talk("P", "p3"),
+    ]  # fmt: skip
+    path = write_lines(tmp_path / "rows.jsonl", rows)
+    source = open_source(str(path), "train")
+    assert is_sharegpt(source, "auto")
+    found = grouped(source, tmp_path / "work", ["domain=math"])
+    assert found == [
+        (f"{path}:1", "P", ["p1", "p2", "p3"]),
+        (f"{path}:2", "Q", ["q1", "q2"]),
+        (f"{path}:4", "R", ["r1", "r2"]),
+    ]
+    rejected = [(one.where, one.reason) for one in grouping_rejects(tmp_path / "work")]
+    assert rejected == [(f"{path}:5", "no answer"), (f"{path}:6", "malformed JSON")]
+    assert grouping_counts(tmp_path / "work") == {"rows": 10, "not_asked_for": 1}
+    # A second start reads what the first wrote.
+    path.unlink()
+    assert grouped(source, tmp_path / "work", ["domain=math"]) == found
+
+
+def test_grouping_does_not_depend_on_the_number_of_buckets(tmp_path, monkeypatch):
+    rows = [talk(f"problem {index * 7 % 30}", f"answer {index}") for index in range(300)]
+    source = open_source(str(write_lines(tmp_path / "rows.jsonl", rows)), "train")
+    one = grouped(source, tmp_path / "one")
+    monkeypatch.setattr("megatron_offgrpo.data.grouping.BUCKET_BYTES", 1000)
+    assert grouped(source, tmp_path / "many") == one
+    assert [len(texts) for _, _, texts in one] == [10] * 30
+    assert [problem for _, problem, _ in one] == [f"problem {index * 7 % 30}" for index in range(30)]
+
+
+def test_folders_of_datasets_read_like_files(tmp_path):
+    import datasets
+
+    rows = [talk("P", f"p{index}") for index in range(100)] + [talk("Q", "q")]
+    (tmp_path / "parquet" / "data").mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "parquet" / "data" / "train-00000.parquet")
+    (tmp_path / "lines").mkdir()
+    write_lines(tmp_path / "lines" / "train.jsonl", rows)
+    datasets.Dataset.from_list(rows).save_to_disk(str(tmp_path / "saved"))
+    expected = [["p" + str(index) for index in range(100)], ["q"]]
+    for name in ("parquet", "lines", "saved"):
+        source = open_source(str(tmp_path / name), "train")
+        assert is_sharegpt(source, "auto")
+        found = grouped(source, tmp_path / f"{name}-work")
+        assert [texts for _, _, texts in found] == expected
+        assert found[1][0] == f"{tmp_path / name}:101"
+
+
+def test_datasets_that_cannot_be_read_are_one_line(tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "data.parquet").write_text("no parquet")
+    with pytest.raises(DataError, match="an empty folder"):
+        open_source(str(tmp_path / "empty"), "train")
+    with pytest.raises(DataError, match="cannot read this dataset") as caught:
+        list(open_source(str(tmp_path / "text"), "train").parts())
+    assert "\n" not in str(caught.value)
+    with pytest.raises(DataError, match=r"on the hub: hf:some/name"):
+        open_source("some/name", "train")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", refuse)
+    with pytest.raises(DataError, match=r"cannot find this dataset on the hub \(ConnectionError: offline") as caught:
+        open_source("hf:some/name", "train")
+    assert "\n" not in str(caught.value)
+
+
+def refuse(*_, **__):
+    raise ConnectionError("offline\nagain")
+
+
+def test_the_hub_takes_the_path_of_folders(tmp_path, monkeypatch):
+    import datasets
+    import huggingface_hub
+
+    rows = [talk("P", "p")]
+    asked = []
+
+    def load(name, **options):
+        asked.append((name, options["split"], options["revision"]))
+        return datasets.Dataset.from_list(rows).to_iterable_dataset()
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *_, **__: type("Info", (), {"sha": "abc"}))
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    source = open_source("hf:some/name", "train")
+    assert (source.kind, source.fingerprint, source.num_bytes) == ("hub", "abc", None)
+    assert [record for part in source.parts() for _, record in part.records()] == rows
+    assert asked == [("some/name", "train", "abc")]
