@@ -52,6 +52,9 @@ class PlanConfig:
     """T, the most tokens in a pack (one micro-batch of one data-parallel rank)."""
     pack_multiple: int = 64
     """Packs are padded to a multiple of this; must be divisible by tp (sequence parallelism) and 2*cp."""
+    equal_parts: int = 16
+    """A step of this many packs or more is packed in so many parts of nearly equal tokens and equally many packs, so
+    that data-parallel ranks whose number divides it get equal work; 1 makes the fewest packs."""
     seed: int = 0
     """Order of the groups; epoch e is shuffled with (seed, e)."""
     shuffle: bool = True

@@ -7,7 +7,9 @@ from megatron_offgrpo.planning.shape import ModelShape
 from megatron_offgrpo.types import FloatArray
 
 
-def pack_flops(plan: Plan, shape: ModelShape, *, recompute: bool | None = None) -> FloatArray:
+def pack_flops(
+    plan: Plan, shape: ModelShape, *, recompute: bool | None = None, packs: range | None = None
+) -> FloatArray:
     """FLOPs of a training step on each pack, forward and backward.
 
     Per token 6 per matrix parameter of the layers (2 forward, 4 backward; padding tokens included), per trajectory
@@ -17,14 +19,17 @@ def pack_flops(plan: Plan, shape: ModelShape, *, recompute: bool | None = None) 
     Args:
         recompute: None counts the mathematics (for MFU). A bool counts what is computed: the head's logits twice
             (8 for 6), and with True the layers' forward pass twice (8 for 6).
+        packs: of these packs, by default of all.
 
     Returns:
         float64 [num_packs].
     """
     layers = 8.0 if recompute else 6.0
     head = 6.0 if recompute is None else 8.0
-    lengths = plan.tokens.astype(np.float64)
+    packs = packs or range(plan.num_packs)
+    first, last = np.searchsorted(plan.pack, [packs.start, packs.stop])
+    lengths = plan.tokens[first:last].astype(np.float64)
     entries = layers * shape.num_layers * shape.query_size * lengths**2
-    entries += head * shape.embedding * plan.response_tokens
-    packs = np.bincount(plan.pack, weights=entries, minlength=plan.num_packs)
-    return packs + layers * shape.matmul_parameters_per_token * plan.pack_padded
+    entries += head * shape.embedding * plan.response_tokens[first:last]
+    of_packs = np.bincount(plan.pack[first:last] - packs.start, weights=entries, minlength=len(packs))
+    return of_packs + layers * shape.matmul_parameters_per_token * plan.pack_padded[packs.start : packs.stop]

@@ -266,13 +266,13 @@ def _epoch_packs(
         sizes = members.offsets[step + 1] - members.offsets[step]
         places = ranges(members.offsets[step], sizes)
         if needs_of(objective.surrogate).unit == "group":
-            yield (
-                places,
-                pack_groups(members.tokens[places], sizes, _capacity(plan), equal_parts=plan.equal_parts, names=step),
+            packs = pack_groups(
+                members.tokens[places], sizes, _capacity(plan), equal_parts=plan.equal_parts, names=step
             )
         else:
-            tokens, names = members.tokens[places], members.trajectory[places]
-            yield places, pack(tokens, _capacity(plan), equal_parts=plan.equal_parts, names=names)
+            names = members.trajectory[places]
+            packs = pack(members.tokens[places], _capacity(plan), equal_parts=plan.equal_parts, names=names)
+        yield places, packs
 
 
 def _step_arrays(
@@ -326,14 +326,8 @@ def _capacity(plan: PlanConfig) -> int:
 
 
 def _check_settings(plan: PlanConfig) -> None:
-    minima = {
-        "epochs": 1,
-        "groups_per_step": 1,
-        "pack_multiple": 1,
-        "equal_parts": 1,
-        "trajectories_per_group": 1,
-        "seed": 0,
-    }
+    counts = ("epochs", "groups_per_step", "pack_multiple", "equal_parts", "trajectories_per_group")
+    minima = dict.fromkeys(counts, 1) | {"seed": 0}
     for name, minimum in minima.items():
         value = getattr(plan, name)
         if value is not None and value < minimum:

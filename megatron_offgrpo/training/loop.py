@@ -13,10 +13,12 @@ import torch.distributed as dist
 from megatron_offgrpo.artifacts import Manifest, fingerprint_of
 from megatron_offgrpo.config import RunConfig
 from megatron_offgrpo.errors import CheckpointError, TrainingError
+from megatron_offgrpo.model.shape import shape_of
 from megatron_offgrpo.objective.compose import results
 from megatron_offgrpo.outcome import report_step
 from megatron_offgrpo.parallel.runtime import Placement
 from megatron_offgrpo.planning.assignment import assign
+from megatron_offgrpo.planning.flops import pack_flops
 from megatron_offgrpo.planning.plan import Plan
 from megatron_offgrpo.progress import progress, say
 from megatron_offgrpo.training import checkpoint
@@ -142,7 +144,9 @@ class _Training:
 
     def _assign(self, plan: Plan, packs: list[int]) -> list[int | None]:
         group = self.run.layout.pp if self.run.layout.vpp > 1 else 1
-        return assign([float(plan.pack_padded[pack]) for pack in packs], self.place.dp, group)[self.place.dp_rank]
+        shape, recompute = shape_of(self.inputs.architecture), self.run.model.recompute == "full"
+        costs = pack_flops(plan, shape, recompute=recompute, packs=range(packs[0], packs[-1] + 1))
+        return assign(costs, self.place.dp, group)[self.place.dp_rank]
 
     def _batches(self, plan: Plan) -> MakeBatch:
         def make_batch(pack: int | None) -> Batch:

@@ -59,6 +59,7 @@ def test_flops_by_hand():
     # 6 * 2 layers * query size 4 * l^2; head 6 * 40 * response tokens.
     expected = [6 * 240 * 8 + 48 * (9 + 25) + 240 * 6, 6 * 240 * 8 + 48 * 36 + 240 * 5]
     np.testing.assert_allclose(pack_flops(plan, TINY), expected, rtol=1e-15)
+    np.testing.assert_allclose(pack_flops(plan, TINY, packs=range(1, 2)), expected[1:], rtol=1e-15)
     # The head computes its logits again in any case: 8 * 40.
     computed = [6 * 240 * 8 + 48 * (9 + 25) + 320 * 6, 6 * 240 * 8 + 48 * 36 + 320 * 5]
     np.testing.assert_allclose(pack_flops(plan, TINY, recompute=False), computed, rtol=1e-15)
