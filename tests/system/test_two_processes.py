@@ -16,6 +16,7 @@ from megatron_offgrpo.config import to_dict
 from megatron_offgrpo.planning.plan import build_plan, save_plan
 from tests.distributed.toy import in_folder, toy_run, write_hf_model, write_toy_store
 from tests.system.cli import command, environment, offgrpo
+from tests.system.kills import train_through_kills
 
 RECIPE = "tests.distributed.toy:recipe"
 STEPS = 12
@@ -58,8 +59,7 @@ def test_step_0_equals_the_reference_to_the_bit(folder):
     assert steps[0]["max_abs_logp_difference"] == 0.0
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_saves_and_exits_0_and_the_rest_is_bit_identical(folder, tmp_path, number):
+def test_a_signal_saves_and_exits_0_and_the_rest_is_bit_identical(folder, tmp_path):
     output = tmp_path / "train"
     arguments = ["train", RECIPE, *settings(folder, f"paths.output={output}")]
     process = subprocess.Popen(command(*arguments), env=environment(), cwd=folder, stderr=subprocess.PIPE, text=True)
@@ -68,13 +68,24 @@ def test_a_signal_saves_and_exits_0_and_the_rest_is_bit_identical(folder, tmp_pa
         assert time.monotonic() < deadline
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.005)
-    process.send_signal(number)
+    process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     saved = int((output / "checkpoints" / "latest_checkpointed_iteration.txt").read_text())
     assert 0 < saved < STEPS
     assert f"stopped by a signal after step {saved} of {STEPS}" in errors
     offgrpo(*arguments, cwd=folder)
+    expected, got = weights(folder, folder / "train", tmp_path / "a"), weights(folder, output, tmp_path / "b")
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
+    assert [step["loss"] for step in metrics(output)] == [step["loss"] for step in metrics(folder / "train")]
+
+
+def test_killed_ranks_leave_a_run_that_goes_on_bit_identical(folder, tmp_path):
+    """Two kills here; `make soak` has fifty."""
+    output = tmp_path / "train"
+    arguments = ["train", RECIPE, *settings(folder, f"paths.output={output}", "checkpoint.every_steps=1")]
+    kills = train_through_kills(arguments, output, kills=2, seed=1, latest_seconds=12, cwd=tmp_path, timeout=240)
+    assert kills.starts >= 2
     expected, got = weights(folder, folder / "train", tmp_path / "a"), weights(folder, output, tmp_path / "b")
     assert all(torch.equal(expected[name], got[name]) for name in expected)
     assert [step["loss"] for step in metrics(output)] == [step["loss"] for step in metrics(folder / "train")]
