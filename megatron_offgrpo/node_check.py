@@ -29,12 +29,17 @@ class NodeResult:
     node: str
     within_gbps: float | None = None
     """Bus bandwidth of an all-reduce over the node's own processes, 10^9 bytes per second."""
-    between_gbps: float | None = None
-    """The same with the better of two neighbouring nodes."""
+    links: dict[str, float | str] = field(default_factory=dict)
+    """Number of a neighbouring node -> the same with it, or what went wrong."""
     storage_mbps: float | None = None
     """Write, then read back from shared storage, 10^6 bytes per second; the slower of both."""
     doctor: list[str] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
+
+    @property
+    def between_gbps(self) -> float | None:
+        """The better link: a bad neighbour spoils only one."""
+        return max((rate for rate in self.links.values() if isinstance(rate, float)), default=None)
 
 
 def check_this_node(folder: Path) -> None:
@@ -50,7 +55,7 @@ def check_this_node(folder: Path) -> None:
     result.doctor = _doctor(result.reasons)
     result.within_gbps = _within(result.reasons)
     if nodes > 1:
-        result.between_gbps = _between(folder, number, nodes, result.reasons)
+        result.links = _links(folder, number, nodes)
     write_json_atomically(folder / f"{node}.json", asdict(result))
 
 
@@ -99,23 +104,20 @@ def _within(reasons: list[str]) -> float | None:
     return _all_reduce(ranks, "within the node", reasons)
 
 
-def _between(folder: Path, number: int, nodes: int, reasons: list[str]) -> float | None:
-    """All-reduce with one neighbour after the other; a node is bad where none of its links works."""
-    rates, complaints = [], []
+def _links(folder: Path, number: int, nodes: int) -> dict[str, float | str]:
+    """All-reduce with one neighbour after the other."""
+    links: dict[str, float | str] = {}
     for first in _pairs(number, nodes):
-        other = first + 1 if first == number else first
+        other = str(first + 1 if first == number else first)
         meeting = _address(folder, first)
         if meeting is None:
-            complaints.append(f"node {first} never came")
+            links[other] = f"node {first} never came"
             continue
         rank = {"MASTER_ADDR": meeting[0], "MASTER_PORT": str(meeting[1]), "RANK": str(number - first)}
-        found: list[str] = []
-        rate = _all_reduce([{**rank, "LOCAL_RANK": "0", "WORLD_SIZE": "2"}], f"with node {other}", found)
-        complaints += found
-        rates += [rate] if rate is not None else []
-    if not rates:
-        reasons += complaints
-    return max(rates, default=None)
+        complaints: list[str] = []
+        rate = _all_reduce([{**rank, "LOCAL_RANK": "0", "WORLD_SIZE": "2"}], f"with node {other}", complaints)
+        links[other] = complaints[0] if rate is None else rate
+    return links
 
 
 def _pairs(number: int, nodes: int) -> list[int]:
@@ -209,18 +211,32 @@ def read_results(folder: Path, nodes: Sequence[str]) -> list[NodeResult]:
             results.append(NodeResult(**json.loads(path.read_text(encoding="utf-8"))))
         else:
             results.append(NodeResult(node, reasons=["no result: the check did not run or did not end"]))
+    _judge_speed(results)
+    usual = max((tuple(r.doctor) for r in results), key=[tuple(r.doctor) for r in results].count, default=())
+    for result in results:
+        if result.doctor and tuple(result.doctor) != usual:
+            odd = next((line for line in result.doctor if line not in usual), "a line is missing")
+            result.reasons.append(f"doctor: unlike the other nodes: {' '.join(odd.split())}")
+    _judge_links(results)
+    return results
+
+
+def _judge_links(results: Sequence[NodeResult]) -> None:
+    """A node without one good link is bad, unless all its neighbours are bad in themselves."""
+    faulty = [bool(result.reasons) for result in results]
+    for result in results:
+        broken = {int(other): link for other, link in result.links.items() if isinstance(link, str)}
+        if broken and len(broken) == len(result.links) and not all(faulty[other] for other in broken):
+            result.reasons += broken.values()
+
+
+def _judge_speed(results: Sequence[NodeResult]) -> None:
     for name, label in (("within_gbps", "all-reduce"), ("between_gbps", "network"), ("storage_mbps", "storage")):
         known = sorted(value for result in results if (value := getattr(result, name)) is not None)
         for result in results:
             value = getattr(result, name)
             if value is not None and len(known) > 2 and value < SLOW * known[len(known) // 2]:
                 result.reasons.append(f"{label}: {value:.3g}, median of the nodes {known[len(known) // 2]:.3g}")
-    usual = max((tuple(r.doctor) for r in results), key=[tuple(r.doctor) for r in results].count, default=())
-    for result in results:
-        if result.doctor and tuple(result.doctor) != usual:
-            odd = next((line for line in result.doctor if line not in usual), "a line is missing")
-            result.reasons.append(f"doctor: unlike the other nodes: {' '.join(odd.split())}")
-    return results
 
 
 def table_lines(results: Sequence[NodeResult]) -> list[str]:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -131,8 +131,12 @@ def _chosen(steps: list[Step], names: tuple[str, ...]) -> list[Step]:
         raise ConfigError("no such step", where="--steps", expected=f"of {', '.join(known)}", got=unknown[0])
     if not names:
         return steps
-    kept = [step for step in steps if step.name in names]
-    return [Step(s.name, s.script, s.arguments, tuple(n for n in s.needs if n in names), s.shards) for s in kept]
+    # Through a step that is left out, what comes after it still waits for what came before it.
+    needs: dict[str, tuple[str, ...]] = {}
+    for step in steps:
+        kept = [other for need in step.needs for other in ((need,) if need in names else needs[need])]
+        needs[step.name] = tuple(dict.fromkeys(kept))
+    return [replace(step, needs=needs[step.name]) for step in steps if step.name in names]
 
 
 def to_json(steps: Sequence[Step]) -> str:

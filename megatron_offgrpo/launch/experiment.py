@@ -17,6 +17,7 @@ from megatron_offgrpo.launch.settings import (
     expanded,
     local_script,
     mounts_of,
+    signal_lead,
     slurm_script,
     slurm_setup,
 )
@@ -59,6 +60,8 @@ class TaskState:
 @contextmanager
 def opened(steps: Sequence[Step], settings: LaunchSettings, experiment_id: str) -> Iterator[Any]:
     """The experiment, not yet started; local tasks have ended on leaving. `experiment_id` is TITLE_NUMBER."""
+    if settings.executor == "slurm":
+        _refuse_special_name(settings)
     title = experiment_id.rpartition("_")[0]
     experiment = nemo_run.Experiment(
         title, id=experiment_id, log_level="WARN", enable_goodbye_message=False, skip_status_at_exit=True,
@@ -74,6 +77,18 @@ def opened(steps: Sequence[Step], settings: LaunchSettings, experiment_id: str) 
                 executor = nemo_run.LocalExecutor(packager=nemo_run.Packager())
             experiment.add(nemo_run.Script(inline=script), executor=executor, name=name, dependencies=list(before))
         yield experiment
+
+
+def _refuse_special_name(settings: LaunchSettings) -> None:
+    """NeMo-Run replaces `/nemo_run` by a job's folder wherever it stands in a script."""
+    for name, path in (
+        ("NEMORUN_HOME", nemo_run.config.get_nemorun_home()),
+        ("--workdir", settings.workdir),
+        ("--home", settings.home),
+        ("--python", settings.python),
+    ):
+        if "/nemo_run" in path:
+            raise ConfigError("NeMo-Run gives /nemo_run a meaning of its own", where=name, got=path, remedy="rename it")
 
 
 def _slurm(settings: LaunchSettings, step: Step, logs: str) -> Any:
@@ -92,7 +107,7 @@ def _slurm(settings: LaunchSettings, step: Step, logs: str) -> Any:
         ntasks_per_node=ranks,
         gpus_per_node=gpus if wants_gpu and gpus else None,
         time=settings.time,
-        signal="B:USR1@600",
+        signal=f"B:USR1@{signal_lead(settings.time)}",
         container_image=settings.container_image,
         container_mounts=mounts_of(settings, logs) if settings.container_image else [],
         env_vars={name: shlex.quote(value) for name, value in settings.environment.items()},
@@ -192,7 +207,7 @@ def last_lines(experiment: Any, task: TaskState, workdir: str) -> list[str]:
     for pattern in patterns:
         for path in sorted(glob.glob(pattern))[-1:]:
             lines += Path(path).read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:]
-    return lines
+    return lines or [f"(no log; sacct -j {task.job} -o State,ExitCode,Reason)" if task.job else "(no log)"]
 
 
 def reopen(experiment_id: str) -> Any:

@@ -54,6 +54,24 @@ class LaunchSettings:
             )
 
 
+def signal_lead(time: str) -> int:
+    """Seconds before the time limit at which a job is told to save: 600, or a quarter of a short limit.
+
+    Args:
+        time: as sbatch takes it: MINUTES, MINUTES:SECONDS, HOURS:MINUTES:SECONDS, DAYS-HOURS[:MINUTES[:SECONDS]].
+
+    Raises:
+        ConfigError: none of these.
+    """
+    days, dash, rest = time.rpartition("-")
+    parts = rest.split(":")
+    units = (3600, 60, 1) if dash or len(parts) == 3 else (60, 1)
+    if not all(part.isdigit() for part in [*parts, *([days] if dash else [])]) or len(parts) > len(units):
+        raise ConfigError("not a time limit", where="--time", expected="for example 12:00:00 or 2-00:00:00", got=time)
+    seconds = int(days or 0) * 86400 + sum(int(part) * unit for part, unit in zip(parts, units, strict=False))
+    return min(600, seconds // 4)
+
+
 def expanded(steps: list[Step]) -> list[tuple[Step, str, tuple[str, ...], tuple[str, ...]]]:
     """(step, task name, arguments, tasks before it): a sharded step becomes one task per shard."""
     names: dict[str, tuple[str, ...]] = {}

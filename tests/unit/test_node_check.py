@@ -33,6 +33,18 @@ def test_silent_slow_and_different_nodes_are_bad(tmp_path):
     assert lines[-2:] == ["2 of 5 nodes are good", "leave out the others: sbatch --exclude=c,d,e ..."]
 
 
+def test_a_node_is_not_blamed_for_its_neighbours(tmp_path):
+    """b is silent, so a, which reaches nobody, is not to blame; c reaches d; e and f reach nobody."""
+    write(tmp_path, node="a", links={"1": "no answer"})
+    write(tmp_path, node="c", links={"1": "no answer", "3": 20.0})
+    write(tmp_path, node="d", links={"2": 20.0, "4": "no answer"})
+    write(tmp_path, node="e", links={"3": "no answer", "5": "no answer"})
+    write(tmp_path, node="f", links={"4": "no answer"})
+    results = read_results(tmp_path, list("abcdef"))
+    assert [result.node for result in results if result.reasons] == ["b", "e", "f"]
+    assert [result.between_gbps for result in results] == [None, None, 20.0, 20.0, None, None]
+
+
 def test_storage_that_cannot_be_written_is_a_reason(tmp_path, monkeypatch):
     monkeypatch.setattr(node_check, "STORAGE_MEBIBYTES", 4)
     reasons = []

@@ -21,7 +21,7 @@ class Launcher:
 
     def __init__(self, folder: Path, environment: dict[str, str]) -> None:
         self.folder = folder
-        own = {"NEMORUN_HOME": str(folder / "nemo_run"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+        own = {"NEMORUN_HOME": str(folder / "home"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
         self.environment = {**environment, **own}
 
     def __call__(self, *arguments: object, expect: int = 0) -> str:
@@ -125,4 +125,4 @@ def test_dry_run_prints_the_scripts(local, executor):
     if os.environ.get("UPDATE_GOLDEN"):
         path.write_text(output)
     assert output == path.read_text()
-    assert not list((local.folder / "nemo_run" / "experiments").glob("*/*"))
+    assert not list((local.folder / "home" / "experiments").glob("*/*"))

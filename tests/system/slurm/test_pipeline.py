@@ -60,13 +60,13 @@ def test_a_signal_saves_requeues_resumes_and_changes_nothing(chain, cluster):
     job = cluster.sbatch(
         *TRAIN_OPTIONS.split(), script, RECIPE, *settings(folder, f"paths.output={output}"), cwd=folder
     )
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 200
     while not (output / "metrics.jsonl").exists() or (output / "metrics.jsonl").read_text().count("\n") < 2:
         assert time.monotonic() < deadline, outputs(folder)
         time.sleep(0.05)
     # What `--signal=B:USR1@600` sends before the time limit; Slurm looks at the limit only every half minute.
     cluster.run("scancel", "--batch", "--signal=USR1", job)
-    ended = cluster.wait(job)
+    ended = cluster.wait(job, 300)
     assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("COMPLETED", "0:0", "1"), outputs(folder)
     first, second = sorted((folder / "logs" / f"offgrpo-train-{job}").glob("attempt-*.log"))
     assert "stopped by a signal after step" in first.read_text()

@@ -8,7 +8,7 @@ import pytest
 
 from megatron_offgrpo.errors import ConfigError
 from megatron_offgrpo.launch.chain import ChainOptions, chain_of, from_json, to_json
-from megatron_offgrpo.launch.settings import LaunchSettings, expanded
+from megatron_offgrpo.launch.settings import LaunchSettings, expanded, signal_lead
 from recipes.quickstart import quickstart
 
 
@@ -55,6 +55,8 @@ def test_what_is_not_asked_for_is_left_out():
         "report": ("export",),
     }
     assert needs(steps_of(steps=("export", "train"))) == {"train": (), "export": ("train",)}
+    # The reference pass and the export are left out; what they wait for is not.
+    assert needs(steps_of(steps=("plan", "train", "report"))) == {"plan": (), "train": ("plan",), "report": ("train",)}
 
 
 def test_mistakes():
@@ -88,3 +90,26 @@ def test_shards_become_tasks():
 def test_the_launcher_needs_no_torch():
     code = "import sys, megatron_offgrpo.launch.command, megatron_offgrpo.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("time", "lead"),
+    # A quarter of 10 min, of 2 min 20 s, of 30 min; more than 40 min: ten minutes.
+    [
+        ("10", 150),
+        ("2:20", 35),
+        ("00:30:00", 450),
+        ("24:00:00", 600),
+        ("1-0", 600),
+        ("0-00:04", 60),
+        ("1-02:03:04", 600),
+    ],
+)
+def test_the_signal_comes_well_after_the_start(time, lead):
+    assert signal_lead(time) == lead
+
+
+@pytest.mark.parametrize("time", ["", "ten", "1:2:3:4", "-5", "1-2:3:4:5"])
+def test_what_is_no_time_limit(time):
+    with pytest.raises(ConfigError, match="not a time limit"):
+        signal_lead(time)
