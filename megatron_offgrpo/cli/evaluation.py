@@ -48,9 +48,7 @@ def evaluate_command(
     leave_out_unreadable: Annotated[
         bool, typer.Option("--leave-out-unreadable", help="Leave out problems with unreadable reference answers.")
     ] = False,
-    contamination: Annotated[
-        str, typer.Option("--contamination", help="A note on overlap with training data, kept with the figures.")
-    ] = "",
+    store: Annotated[Path | None, typer.Option("--store", help="Training store: its overlap is reported.")] = None,
     backend: BackendChoice = "auto",
     precision: Precision = "auto",
     tensor_parallel: TensorParallel = 1,
@@ -63,10 +61,11 @@ def evaluate_command(
     force: Force = False,
 ) -> None:
     """Samples a model on benchmarks, grades with math-verify, and gives accuracy with its 95 % intervals."""
-    from megatron_offgrpo.evaluation.evaluate import PRESETS, EvaluationConfig, evaluate, sample_shard
+    from megatron_offgrpo.evaluation.evaluate import evaluate, sample_shard
     from megatron_offgrpo.evaluation.generation import BackendConfig
     from megatron_offgrpo.evaluation.sample_log import parse_shard
     from megatron_offgrpo.evaluation.sampling import LazyBackend
+    from megatron_offgrpo.evaluation.task import PRESETS, EvaluationConfig
 
     engine = BackendConfig(
         model, backend, precision, tensor_parallel, server_url, server_model, concurrency, timeout_seconds
@@ -85,7 +84,7 @@ def evaluate_command(
                 system=system,
                 data_dir=data_dir,
                 leave_out_unreadable=leave_out_unreadable,
-                contamination=contamination,
+                store=store,
                 backend=engine,
                 seed=seed,
                 force=force,
@@ -104,8 +103,10 @@ def summary_lines(metrics: dict[str, Any]) -> list[str]:
     flat = {name: value for name, value in metrics.items() if not isinstance(value, dict)}
     for name in ("accuracy", "ci95_new_problems", "ci95_new_samples", "majority"):
         flat[f"strict_{name}"] = metrics["strict"][name]
+    if metrics["contamination"]:
+        flat["problems_in_training_store"] = metrics["contamination"]["overlapping"]
     flat |= {f"pass@{k}": value for k, value in metrics["pass_at"].items()}
-    return [f"{name:<32}{value}" for name, value in flat.items() if value != ""]
+    return [f"{name:<32}{value}" for name, value in flat.items() if value is not None]
 
 
 def grade(

@@ -26,7 +26,6 @@ from megatron_offgrpo.artifacts import (
 from megatron_offgrpo.config import to_dict
 from megatron_offgrpo.errors import ConfigError, DataError
 from megatron_offgrpo.evaluation.benchmarks import Question, find_benchmark
-from megatron_offgrpo.evaluation.evaluate import model_fingerprint, plain
 from megatron_offgrpo.evaluation.generation import (
     HF_BATCH,
     BackendConfig,
@@ -39,6 +38,7 @@ from megatron_offgrpo.evaluation.json_lines import json_line
 from megatron_offgrpo.evaluation.prompts import encode_prompt, load_prompt_tokenizer
 from megatron_offgrpo.evaluation.sample_log import SampleLogs, Shard, remove_parts
 from megatron_offgrpo.evaluation.sampling import LazyBackend, SamplingRun, draw_samples
+from megatron_offgrpo.evaluation.task import model_fingerprint, plain
 from megatron_offgrpo.progress import say
 
 GROUPS = "groups.jsonl"

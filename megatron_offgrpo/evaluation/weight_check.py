@@ -15,8 +15,8 @@ import numpy.typing as npt
 from megatron_offgrpo.artifacts import write_json_atomically
 from megatron_offgrpo.data.store import TrajectoryStore
 from megatron_offgrpo.errors import CheckpointError, ConfigError
-from megatron_offgrpo.evaluation.evaluate import model_fingerprint
 from megatron_offgrpo.evaluation.generation import BackendConfig, open_backend
+from megatron_offgrpo.evaluation.task import model_fingerprint
 from megatron_offgrpo.progress import progress
 from megatron_offgrpo.training.reference_cache import open_reference
 

@@ -8,6 +8,7 @@ from megatron_offgrpo.errors import ConfigError, DataError, GenerationError
 from megatron_offgrpo.evaluation import sampling
 from megatron_offgrpo.evaluation.evaluate import EvaluationConfig, correctness, evaluate, read_graded, summarise
 from megatron_offgrpo.evaluation.generation import BackendConfig, Completion, seed_of
+from tests.unit.reporting.run_folder import write_small_store
 from tools.base_student import make_model, make_tokenizer
 
 
@@ -114,6 +115,20 @@ def test_equal_evaluation_is_reused_and_another_is_not(model, benchmark_file, tm
     benchmark_file.write_text(benchmark_file.read_text().replace("2+2?", "3+3?"))
     evaluate(config(model, benchmark_file, output, seed=1))
     assert len(backend.seen) == 16
+
+
+def test_the_overlap_with_a_training_store_is_kept_also_when_the_rest_is_reused(
+    model, benchmark_file, tmp_path, backend
+):
+    output, store = tmp_path / "out", tmp_path / "store"
+    assert evaluate(config(model, benchmark_file, output))["contamination"] is None
+    write_small_store(store)  # three groups whose problem is "p"
+    found = evaluate(config(model, benchmark_file, output, store=store))["contamination"]
+    assert (found["overlapping"], found["share"], len(backend.seen)) == (0, 0.0, 4)
+    benchmark_file.write_text(benchmark_file.read_text().replace("1+1?", "P."))
+    metrics = evaluate(config(model, benchmark_file, output, store=store))
+    assert (metrics["contamination"]["overlapping"], metrics["contamination"]["problem_ids"]) == (1, ["x"])
+    assert json.loads((output / "metrics.json").read_text())["contamination"]["overlapping"] == 1
 
 
 @pytest.mark.parametrize("force", [False, True])
