@@ -27,7 +27,7 @@ class Kills:
 def train_through_kills(
     arguments: list[str], output: Path, *, kills: int, seed: int, latest_seconds: float, cwd: Path, timeout: float
 ) -> Kills:
-    """Runs `offgrpo train` with these arguments; kills it `kills` times, 0 to `latest_seconds` after its ranks began."""
+    """Runs `offgrpo train` with these arguments; kills it `kills` times, within `latest_seconds` of its start."""
     rng, done = random.Random(seed), Kills()
     deadline = time.monotonic() + timeout
     while True:
