@@ -1,4 +1,4 @@
-"""The study's base student and its teacher: two small Qwen2 models, trained from scratch on written demonstrations."""
+"""The study's base student and its teacher: two small Llama models, trained from scratch on written demonstrations."""
 
 import random
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from megatron_offgrpo.artifacts import atomic_folder
 from megatron_offgrpo.progress import progress
@@ -72,11 +72,11 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def make_model(size: ModelSize, vocab_size: int, seed: int) -> Qwen2ForCausalLM:
+def make_model(size: ModelSize, vocab_size: int, seed: int) -> LlamaForCausalLM:
     """An untrained model; with the default size 0.12 million weights."""
     torch.manual_seed(seed)
-    return Qwen2ForCausalLM(
-        Qwen2Config(
+    return LlamaForCausalLM(
+        LlamaConfig(
             vocab_size=vocab_size,
             hidden_size=size.hidden,
             intermediate_size=2 * size.hidden,

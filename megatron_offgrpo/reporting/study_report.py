@@ -1,0 +1,196 @@
+"""The report of a study: tables and plots from what `study.json` holds; see docs/study.md."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from megatron_offgrpo.reporting import page
+from megatron_offgrpo.reporting.plots import BASE, FINAL, STYLE, TEACHER, accuracy_plot, as_svg
+
+MAIN = "0.6"
+HEADER = (
+    "arm", "rate", "T 0", "T 0.6", "T 1", "pass@4, T 1", "level 1", "level 2", "retention", "adjusted", "KL", "entropy",
+    "tokens", "seconds",
+)  # fmt: skip
+Summary = dict[str, Any]
+
+
+def study_page(summary: Summary, title: str) -> str:
+    """One self-contained HTML page."""
+    arms = summary["arms"]
+    teacher = summary["teacher"]
+    return page.page(
+        title,
+        [
+            f"<h1>{title}</h1>",
+            page.paragraph(f"{summary['command']}; design and claims: docs/study.md", "soft"),
+            page.tiles(
+                [
+                    (str(len(summary["seeds"])), "seeds"),
+                    (str(summary["problems"]), "test problems"),
+                    (str(summary["runs"]), "runs"),
+                    (f"{summary['cpu_seconds'] / 60:.0f} min", "CPU time of the runs"),
+                    (f"{teacher['accuracy']:.1%}", "of the teacher's solutions right"),
+                    (f"{teacher['all_positive_share']:.0%}", "of the groups all-positive"),
+                ]
+            ),
+            page.section("Claims", claims_table(summary["claims"])),
+            page.section(
+                "Accuracy at temperature 0.6",
+                page.figure(_accuracies(arms), "accuracy of every arm with its interval", wide=True),
+            ),
+            page.section(
+                "Accuracy and what is forgotten",
+                page.figure(retention_plot(arms), "accuracy over retention, one point an arm", wide=True),
+            ),
+            page.section(
+                "Tokens and seconds to an accuracy",
+                page.figure(curve_plot(arms, 0, "tokens"), "accuracy over tokens", wide=True),
+                page.figure(curve_plot(arms, 1, "seconds"), "accuracy over seconds", wide=True),
+                time_table(arms),
+            ),
+            page.section("All figures", arms_table(arms)),
+            page.section("Learning rates tried", sweep_table(arms)),
+        ],
+    )
+
+
+def claims_table(claims: Sequence[Summary]) -> str:
+    """One row a claim."""
+    return page.table(
+        ("claim", "second - first", "figure", "95 % interval", "verdict"), [claim_row(one) for one in claims]
+    )
+
+
+def claim_row(claim: Summary) -> list[str]:
+    """A claim's cells."""
+    value = claim.get("difference", claim.get("ratio"))
+    kind = "difference" if "difference" in claim else "ratio of times"
+    return [
+        f"{claim['claim']}. {claim['text']}",
+        f"{claim['second']}, {claim['first']}",
+        "not reached" if value is None else f"{kind} {value:.3f}",
+        between(claim["ci95"]),
+        claim["verdict"],
+    ]
+
+
+def between(interval: Sequence[float] | None) -> str:
+    """An interval in words."""
+    return "" if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}"
+
+
+def arm_row(arm: Summary) -> list[str]:
+    """The figures of an arm, in the order of `HEADER`."""
+    accuracy = arm["accuracy"]
+    seconds = sum(arm[name] or 0.0 for name in ("train_seconds", "reference_seconds", "rollout_seconds"))
+    return [
+        arm["title"],
+        f"{arm['lr']:g}" if arm["lr"] else "",
+        f"{accuracy['0.0']['mean']:.3f}",
+        f"{accuracy[MAIN]['mean']:.3f} ({between(accuracy[MAIN]['ci95'])})",
+        f"{accuracy['1.0']['mean']:.3f}",
+        f"{arm['pass_at_4']['1.0']:.3f}",
+        f"{arm['levels']['level1']:.3f}",
+        f"{arm['levels']['level2']:.3f}",
+        f"{arm['retention']['mean']:.3f} ({between(arm['retention']['ci95'])})",
+        f"{arm['adjusted']['mean']:.3f}",
+        f"{arm['kl']:.3f}",
+        f"{arm['entropy']:.3f}",
+        f"{arm['tokens'] + (arm['rollout_tokens'] or 0):.0f}",
+        f"{seconds:.1f}",
+    ]
+
+
+def arms_table(arms: Sequence[Summary]) -> str:
+    """All arms."""
+    return page.table(HEADER, [arm_row(arm) for arm in arms], number_columns=range(1, len(HEADER)))
+
+
+def sweep_table(arms: Sequence[Summary]) -> str:
+    """Validation accuracy and retention at every rate."""
+    rows = [
+        [arm["title"], "; ".join(f"{rate:g}: {accuracy:.3f}, {kept:.3f}" for rate, accuracy, kept in arm["sweep"])]
+        for arm in arms
+        if arm["sweep"]
+    ]
+    return page.table(("arm", "rate: accuracy, retention on the validation problems"), rows)
+
+
+def time_table(arms: Sequence[Summary]) -> str:
+    """Tokens and seconds at which an arm has the accuracy that on-policy training ends with."""
+    rows = [
+        [arm["title"], *(_reached(arm["to_on_policy_accuracy"][name]) for name in ("tokens", "seconds"))]
+        for arm in arms
+        if arm["to_on_policy_accuracy"] and arm["curve"]
+    ]
+    return page.table(("to the final accuracy of on-policy GRPO", "tokens", "seconds"), rows, number_columns=(1, 2))
+
+
+def _reached(value: float | None) -> str:
+    return "not reached" if value is None else f"{value:.1f}" if value < 1000 else f"{value:.0f}"
+
+
+def _accuracies(arms: Sequence[Summary]) -> str:
+    ordered = sorted(arms, key=lambda arm: arm["accuracy"][MAIN]["mean"])
+    rows = []
+    for arm in ordered:
+        own = arm["accuracy"][MAIN]
+        rows.append((arm["title"], own["mean"], tuple(own["ci95"]), colour(arm["name"])))
+    return accuracy_plot(rows)
+
+
+def colour(name: str) -> str:
+    """Grey for the base, orange for controls and rounds, green for the rest."""
+    if name == "base":
+        return BASE
+    return TEACHER if name.startswith(("shuffled", "wrong_lookup", "on_policy")) else FINAL
+
+
+def retention_plot(arms: Sequence[Summary]) -> str:
+    """Accuracy over retention, with both intervals."""
+    with rc_context(STYLE):
+        drawing = Figure(figsize=(7.6, 5.2), layout="constrained")
+        axes = drawing.subplots()
+        for arm in arms:
+            x, y = arm["retention"], arm["accuracy"][MAIN]
+            axes.plot(x["ci95"], [y["mean"]] * 2, color=colour(arm["name"]), alpha=0.3)
+            axes.plot([x["mean"]] * 2, y["ci95"], color=colour(arm["name"]), alpha=0.3)
+            axes.plot([x["mean"]], [y["mean"]], "o", color=colour(arm["name"]))
+            axes.annotate(arm["name"], (x["mean"], y["mean"]), xytext=(4, 4), textcoords="offset points", fontsize=7)
+        axes.set_xlabel("retention")
+        axes.set_ylabel("accuracy, temperature 0.6")
+        return as_svg(drawing, "retention")
+
+
+def curve_plot(arms: Sequence[Summary], column: int, unit: str) -> str:
+    """Accuracy over tokens (column 0) or seconds (column 1); the arms of the claims in colour. Empty without curves."""
+    drawn = [arm for arm in arms if arm["curve"]]
+    if not drawn:
+        return ""
+    named = {"bias": FINAL, "no_bias": "#7fb8a4", "sft": "#3d5a98", "on_policy": TEACHER, "shuffled": "#b3372f"}
+    with rc_context(STYLE):
+        drawing = Figure(figsize=(7.6, 4.2), layout="constrained")
+        axes = drawing.subplots()
+        for arm in drawn:
+            name = arm["name"]
+            values = [[point[place] for point in arm["curve"]] for place in (column, 2)]
+            label = arm["title"] if name in named else None
+            axes.plot(*values, color=named.get(name, "#c9d0d9"), label=label, zorder=3 if label else 1)
+        axes.set_xlabel(unit)
+        axes.set_ylabel("accuracy, temperature 0.6")
+        axes.legend(loc="lower right")
+        return as_svg(drawing, f"curve-{unit}")
+
+
+def markdown(summary: Summary) -> str:
+    """Claims and figures as tables for docs/study.md."""
+    lines = ["| claim | figure | 95 % interval | verdict |", "|---|---|---|---|"]
+    for claim in summary["claims"]:
+        text, pair, value, interval, verdict = claim_row(claim)
+        lines.append(f"| {text} ({pair}) | {value} | {interval} | {verdict} |")
+    lines += ["", "| " + " | ".join(HEADER) + " |", "|---" * len(HEADER) + "|"]
+    lines += ["| " + " | ".join(arm_row(arm)) + " |" for arm in summary["arms"]]
+    return "\n".join(lines) + "\n"
