@@ -30,7 +30,7 @@ from megatron_offgrpo.evaluation.majority import Vote, majority_right
 from megatron_offgrpo.evaluation.sample_log import Key, SampleLogs, Shard, remove_parts
 from megatron_offgrpo.evaluation.sampling import LazyBackend, draw_samples
 from megatron_offgrpo.evaluation.summary import Tally, correctness, summarise, summary_of
-from megatron_offgrpo.evaluation.task import EvaluationConfig, Task, make_task
+from megatron_offgrpo.evaluation.task import EvaluationConfig, Task, make_task, without_unreadable
 from megatron_offgrpo.progress import progress, say
 
 __all__ = ["GRADED", "METRICS", "SAMPLES", "EvaluationConfig", "correctness", "evaluate", "read_graded", "summarise"]
@@ -52,10 +52,11 @@ def evaluate(config: EvaluationConfig, lazy: LazyBackend | None = None) -> dict[
     reused = _finished(config.output, task.manifest)
     if reused is not None and not config.force:
         say(f"{config.output}: reused, nothing it was made from has changed")
-        if (overlap := _overlap(task)) != reused.get("contamination"):
-            reused["contamination"] = overlap
+        if config.store is not None:
+            reused["contamination"] = _overlap(task)
             write_json_atomically(config.output / METRICS, reused)
         return reused
+    task = without_unreadable(task)
     start = time.monotonic()
     logs = _sample(task, lazy, None)
     sampled = time.monotonic()
@@ -85,6 +86,7 @@ def sample_shard(config: EvaluationConfig, shard: Shard, lazy: LazyBackend | Non
     if _finished(config.output, task.manifest) is not None and not config.force:
         say(f"{config.output}: finished already, nothing it was made from has changed")
         return
+    task = without_unreadable(task)
     logs = _sample(task, lazy, shard)
     say(f"{task.run.parts}: {len(logs)} of {len(task.run.all_keys())} samples of all shards are there")
 

@@ -92,7 +92,7 @@ def generate(config: GenerateConfig, shard: Shard | None = None) -> dict[str, An
         "problems": fingerprint_of([asdict(question) for question in questions]),
     }
     meaning = [asdict(settings), config.seed, config.samples, config.system, backend, engine.precision]
-    meaning += [engine.server_url, engine.server_model]
+    meaning.append(engine.server_model)  # not the server's address: after a restart it may be another one
     request = fingerprint_of(inputs, meaning)
     found = _finished(config, request)
     if found is not None and not config.force:

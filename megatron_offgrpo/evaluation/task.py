@@ -1,6 +1,6 @@
 """What an evaluation is made of: its configuration, checked, with the questions, prompts and manifest it names."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,7 @@ class Task:
     backend: str
     questions: list[Question]
     left_out: int
+    """Problems of the benchmark that are not among the questions."""
     tokenizer: Any
     thinking: dict[str, bool]
     """Problem id -> whether its prompt ends inside `<think>`."""
@@ -95,8 +96,7 @@ def make_task(config: EvaluationConfig) -> Task:
     settings = SamplingSettings(
         config.temperature, config.top_p, config.max_tokens, stop_token_ids(config.model, tokenizer)
     )
-    found = find_benchmark(str(config.benchmark), config.data_dir)
-    questions = _readable(config, found)
+    questions = find_benchmark(str(config.benchmark), config.data_dir)
     prompts = {
         one.problem_id: encode_prompt(tokenizer, one.problem, config.system, config.template) for one in questions
     }
@@ -110,22 +110,23 @@ def make_task(config: EvaluationConfig) -> Task:
         HF_BATCH if backend == "hf" else None,
         config.output.absolute().with_name(config.output.name + ".parts") / manifest.fingerprint,
     )
-    return Task(config, backend, questions, len(found) - len(questions), tokenizer, thinking, run, manifest)
+    return Task(config, backend, questions, 0, tokenizer, thinking, run, manifest)
 
 
-def _readable(config: EvaluationConfig, questions: list[Question]) -> list[Question]:
-    """The questions whose reference answers can be read, before anything is sampled.
+def without_unreadable(task: Task) -> Task:
+    """The task with the questions whose reference answers can be read; called before anything is sampled.
 
     Raises:
         DataError: some cannot, and `leave_out_unreadable` is not set.
     """
+    config, questions = task.config, task.questions
     open_ones = [one for one in questions if not one.choices]
     if not open_ones:
-        return questions
+        return task
     with GradingPool(1, config.grading_seconds) as pool:
         bad = {open_ones[index].problem_id for index in unreadable_golds((one.answer for one in open_ones), pool)}
     if not bad:
-        return questions
+        return task
     shown = [f"{one.problem_id}: {one.answer!r}" for one in questions if one.problem_id in bad]
     if not config.leave_out_unreadable or len(bad) == len(questions):
         raise DataError(
@@ -135,7 +136,9 @@ def _readable(config: EvaluationConfig, questions: list[Question]) -> list[Quest
             remedy="mend them, or pass --leave-out-unreadable (they are then counted, not scored)",
         )
     say(f"{config.benchmark}: {len(bad)} problem(s) left out, their answers cannot be read: {'; '.join(shown[:5])}")
-    return [one for one in questions if one.problem_id not in bad]
+    kept = [one for one in questions if one.problem_id not in bad]
+    run = replace(task.run, prompts={one.problem_id: task.run.prompts[one.problem_id] for one in kept})
+    return replace(task, questions=kept, left_out=len(bad), run=run)
 
 
 def model_fingerprint(folder: Path) -> str:
@@ -151,8 +154,10 @@ def _manifest(
         "benchmark": fingerprint_of([asdict(question) for question in questions]),
     }
     engine = config.engine
-    where = [backend, engine.precision, engine.server_url, engine.server_model]
-    meaning = [asdict(settings), config.samples, config.seed, config.system, config.template, where]
+    # Not the server's address: after a restart it may be another one.
+    where = [backend, engine.precision, engine.server_model]
+    what = [config.samples, config.seed, config.system, config.template, config.leave_out_unreadable]
+    meaning = [asdict(settings), what, where]
     counts = {"problems": len(questions), "samples": len(questions) * config.samples}
     return Manifest("evaluation", fingerprint_of(inputs, meaning), inputs, counts, plain(to_dict(config)))
 
