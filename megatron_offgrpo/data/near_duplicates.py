@@ -1,5 +1,6 @@
 """Near-duplicate problems: MinHash signatures by datasketch, banded, then checked by the exact Jaccard similarity."""
 
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ def signatures(problems: Sequence[str]) -> npt.NDArray[np.uint32]:
         ([one.encode() for one in shingles(problem)] for problem in problems),
         num_perm=NUM_PERMUTATIONS,
         seed=SIGNATURE_SEED,
+        hashfunc=zlib.crc32,  # 32 bits are what the signature keeps; SHA-1 takes most of the time
     )
     rows = [one.hashvalues.astype(np.uint32) for one in found]
     return np.array(rows, dtype=np.uint32).reshape(len(rows), NUM_PERMUTATIONS)

@@ -2,8 +2,10 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from itertools import chain
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from megatron_offgrpo.artifacts import fingerprint_of
@@ -36,9 +38,6 @@ SCHEMA = pa.schema(
     }
 )
 """Columns of the store; every list but `prompt_ids` has one entry a trajectory of the group, or is null."""
-
-# What a training run reads; the rest (texts, sources, given rewards) is provenance. `validation` is hashed beside it.
-_FINGERPRINTED = ("group_id", "prompt_ids", "response_ids", "rewards", "on_policy", "truncated", "behaviour_logprobs")
 
 
 @dataclass(frozen=True)
@@ -76,8 +75,26 @@ class StoreRow:
 
 
 def row_fingerprint(row: StoreRow) -> str:
-    """32 hex digits over what a training run reads of a row."""
-    return fingerprint_of([getattr(row, name) for name in _FINGERPRINTED])
+    """32 hex digits over what a training run reads of a row; the rest (texts, sources, given rewards) is provenance.
+
+    `validation` is hashed beside it, in the fingerprint of the store.
+    """
+    logprobs = row.behaviour_logprobs
+    return fingerprint_of(
+        row.group_id,
+        _packed(row.prompt_ids, "<i4"),
+        _packed([len(ids) for ids in row.response_ids], "<i4"),
+        _packed(chain.from_iterable(row.response_ids), "<i4"),
+        _packed(row.rewards, "<f8"),
+        _packed(row.on_policy, "?"),
+        _packed(row.truncated, "?"),
+        _packed([-1 if one is None else len(one) for one in logprobs], "<i4"),
+        _packed(chain.from_iterable(one for one in logprobs if one is not None), "<f8"),
+    )
+
+
+def _packed(values: Iterable[Any], dtype: str) -> bytes:
+    return np.fromiter(values, np.dtype(dtype)).tobytes()
 
 
 def record_batch(rows: list[StoreRow]) -> Any:

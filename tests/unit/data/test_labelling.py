@@ -2,7 +2,13 @@
 
 import pytest
 
-from megatron_offgrpo.data.labelling import LabelCounts, label_by_given, label_by_majority, label_by_math_verify
+from megatron_offgrpo.data.labelling import (
+    LabelCounts,
+    label_by_given,
+    label_by_majority,
+    label_by_math_verify,
+    label_groups,
+)
 from megatron_offgrpo.data.rejects import RecordError
 from megatron_offgrpo.types import GroupRecord, TrajectoryRecord
 
@@ -53,3 +59,43 @@ def test_agreement_is_counted_where_both_labels_exist(pool):
             "given, math-verify": {"compared": 4, "agree": 2, "given 1, math-verify 0": 1, "given 0, math-verify 1": 1}
         },
     }
+
+
+def test_the_first_label_that_a_group_can_have_is_its_reward(pool):
+    with_gold = make("2", r"\boxed{2}", r"\boxed{3}", r"\boxed{3}", rewards=[0.0, 0.0, 1.0])
+    without = make("", r"\boxed{2}", r"\boxed{3}", r"\boxed{3}", rewards=[0.0, 0.0, 1.0])
+    first, second = label_groups([with_gold, without], ("math-verify", "majority", "given"), pool)
+    assert (first.label, first.rewards) == ("math-verify", (1.0, 0.0, 0.0))
+    assert (second.label, second.rewards) == ("majority", (0.0, 1.0, 1.0))
+    # Whatever was chosen, every label asked for stands beside it.
+    assert (first.verified, first.majority) == ((1.0, 0.0, 0.0), (0.0, 1.0, 1.0))
+    assert (second.verified, second.majority) == (None, (0.0, 1.0, 1.0))
+    assert first.extracted == ("2", "3", "3")
+    counts = LabelCounts()
+    for one in (first, second):
+        counts.add(one)
+    found = counts.as_counts()
+    assert found["label_sources"] == {"majority": 3, "math-verify": 3}
+    assert found["agreement"] == {
+        "given, math-verify": {"compared": 3, "agree": 1, "given 1, math-verify 0": 1, "given 0, math-verify 1": 1},
+        "given, majority": {"compared": 6, "agree": 4, "given 1, majority 0": 0, "given 0, majority 1": 2},
+        "math-verify, majority": {
+            "compared": 3, "agree": 0, "math-verify 1, majority 0": 1, "math-verify 0, majority 1": 2,
+        },
+    }  # fmt: skip
+    assert [line["trajectory"] for line in first.disagreements()] == [0, 1, 2]
+    assert [line["trajectory"] for line in second.disagreements()] == [1]
+    assert second.disagreements()[0] | {"given": 0.0, "majority": 1.0} == second.disagreements()[0]
+    kept = first.keep([2, 0])
+    assert (kept.rewards, kept.verified, kept.majority, kept.extracted) == (
+        (0.0, 1.0), (0.0, 1.0), (1.0, 0.0), ("3", "2"),
+    )  # fmt: skip
+
+
+def test_a_group_that_can_have_no_label_says_why(pool):
+    empty, unreadable, ungiven = make("", r"\boxed{2}"), make(r"\text{}", r"\boxed{2}"), make("2", "a", "b")
+    no_gold, bad_gold = label_groups([empty, unreadable], ("math-verify", "given"), pool)
+    assert (no_gold.reason, no_gold.field) == ("empty reference answer", "answer")
+    assert (bad_gold.reason, bad_gold.field) == ("unreadable reference answer", "answer")
+    (no_reward,) = label_groups([ungiven], ("given",), pool)
+    assert no_reward.reason == "no reward given"
