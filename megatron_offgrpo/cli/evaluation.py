@@ -94,19 +94,42 @@ def evaluate_command(
                 sample_shard(config, share, lazy)
                 continue
             metrics = evaluate(config, lazy)
-            print_lines([name] if len(benchmark) > 1 else [])
-            print_lines(summary_lines(metrics))
+            print_lines(([f"{name}:"] if len(benchmark) > 1 else []) + summary_lines(metrics))
 
 
 def summary_lines(metrics: dict[str, Any]) -> list[str]:
     """The figures of an evaluation, a line each."""
-    flat = {name: value for name, value in metrics.items() if not isinstance(value, dict)}
-    for name in ("accuracy", "ci95_new_problems", "ci95_new_samples", "majority"):
-        flat[f"strict_{name}"] = metrics["strict"][name]
+    lines = [f"{metrics['problems']} problems x {metrics['samples_per_problem']} samples, by {metrics['backend']}"]
+    for title, scores in (("accuracy", metrics), ("strict", metrics["strict"])):
+        lines.append(f"{title:<12}{_percent(scores['accuracy'])}{_interval(scores)}")
+        lines.append(f"{'  majority':<12}{_percent(scores['majority'])}")
+        lines += [f"  pass@{k:<5}{_percent(value)}" for k, value in scores["pass_at"].items() if k != "1"]
+    if metrics["minimum_detectable_difference"] is not None:
+        points = f"{100 * metrics['minimum_detectable_difference']:.1f}"
+        lines.append(f"smaller differences than {points} points between two models are noise, on these very problems")
+    shares = ("truncated_share", "no_box_share", "empty_share")
+    told = ", ".join(f"{name.removesuffix('_share').replace('_', ' ')} {_percent(metrics[name])}" for name in shares)
+    lines.append(f"{metrics['mean_tokens']:.0f} tokens on average; {told}")
+    odd = {name: count for name, count in metrics["statuses"].items() if name not in ("ok", "no_answer")}
+    lines += [f"{count} samples graded as {name}" for name, count in odd.items()]
+    if metrics["problems_left_out"]:
+        lines.append(f"{metrics['problems_left_out']} problems left out: their reference answers cannot be read")
     if metrics["contamination"]:
-        flat["problems_in_training_store"] = metrics["contamination"]["overlapping"]
-    flat |= {f"pass@{k}": value for k, value in metrics["pass_at"].items()}
-    return [f"{name:<32}{value}" for name, value in flat.items() if value is not None]
+        lines.append(f"{metrics['contamination']['overlapping']} problems stand in the training store")
+    return lines
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def _interval(scores: dict[str, Any]) -> str:
+    parts = [
+        f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f} over {name}"
+        for name in ("new problems", "new samples")
+        if (interval := scores[f"ci95_{name.replace(' ', '_')}"]) is not None
+    ]
+    return f", 95 % interval {', '.join(parts)}" if parts else ""
 
 
 def grade(

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from megatron_offgrpo.cli.evaluation import summary_lines
 from megatron_offgrpo.errors import ConfigError, DataError, GenerationError
 from megatron_offgrpo.evaluation import sampling
 from megatron_offgrpo.evaluation.evaluate import EvaluationConfig, correctness, evaluate, read_graded, summarise
@@ -172,6 +173,25 @@ def test_mistakes_are_named(model, benchmark_file, tmp_path):
         evaluate(config(model, benchmark_file, tmp_path / "out", tensor_parallel=2))
     with pytest.raises(DataError, match="no finished evaluation"):
         read_graded(tmp_path)
+
+
+def test_empty_and_endless_completions_are_counted_and_wrong(model, benchmark_file, tmp_path, monkeypatch):
+    class Odd(RuleBackend):
+        def generate(self, requests, settings):
+            for index in range(len(requests)):
+                looping = tuple(self.tokenizer.encode("so so so so so"))
+                yield index, Completion((), "stop") if index < 2 else Completion(looping, "length")
+
+    monkeypatch.setattr(sampling, "open_backend", lambda _: Odd(make_tokenizer(0)))
+    metrics = evaluate(config(model, benchmark_file, tmp_path / "out"))
+    shares = [metrics[name] for name in ("accuracy", "empty_share", "truncated_share", "no_box_share", "majority")]
+    assert shares == [0, 0.5, 0.5, 1, 0]
+    assert metrics["statuses"] == {"no_answer": 4}
+    assert metrics["token_quantiles"]["0.1"] == 0
+    lines = summary_lines(metrics)
+    assert lines[0] == "2 problems x 2 samples, by hf"
+    assert lines[1].startswith("accuracy    0.0 %, 95 % interval 0.0 to 0.0 over new problems, 0.0 to 0.0 over new")
+    assert any("truncated 50.0 %, no box 100.0 %, empty 50.0 %" in line for line in lines)
 
 
 def test_uneven_samples_are_refused():
