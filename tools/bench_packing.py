@@ -54,20 +54,36 @@ class Lengths:
     """Share of the responses whose length is a token count and no estimate."""
 
 
-def read_lengths(file: Path) -> Lengths:
-    tokens, sizes, counted = [], [], 0
+@dataclass(frozen=True)
+class Group:
+    """Lengths and labels of a problem's solutions."""
+
+    prompt: int
+    responses: IntArray
+    labels: list[int]
+    num_counted: int
+    """Responses whose length is a token count and no estimate."""
+
+
+def read_groups(file: Path) -> list[Group]:
+    groups = []
     with gzip.open(file, "rt", encoding="utf-8") as lines:
         for line in lines:
             group = json.loads(line)
-            sizes.append(len(group["solutions"]))
-            for solution in group["solutions"]:
-                known = solution.get("n_tokens")
-                counted += known is not None
-                response = known if known is not None else len(solution["text"]) // 4
-                tokens.append(len(group["problem"]) // 4 + response)
-    return Lengths(
-        np.array(tokens, dtype=np.int64), np.concatenate([[0], np.cumsum(sizes)]), counted / max(1, len(tokens))
-    )
+            solutions = group["solutions"]
+            known = [solution.get("n_tokens") for solution in solutions]
+            lengths = [len(s["text"]) // 4 if n is None else n for s, n in zip(solutions, known, strict=True)]
+            labels = [solution["label"] for solution in solutions]
+            counted = sum(n is not None for n in known)
+            groups.append(Group(len(group["problem"]) // 4, np.array(lengths, dtype=np.int64), labels, counted))
+    return groups
+
+
+def read_lengths(file: Path) -> Lengths:
+    groups = read_groups(file)
+    tokens = np.concatenate([group.prompt + group.responses for group in groups])
+    offsets = np.concatenate([[0], np.cumsum([len(group.responses) for group in groups])])
+    return Lengths(tokens, offsets, sum(group.num_counted for group in groups) / max(1, len(tokens)))
 
 
 def tokens_computed(lengths: IntArray, packs: list[list[int]], *, one_length: bool) -> int:

@@ -7,7 +7,7 @@ import numpy as np
 
 from megatron_offgrpo.config import LayoutConfig
 from megatron_offgrpo.planning.assignment import assign, imbalance
-from megatron_offgrpo.planning.flops import pack_flops
+from megatron_offgrpo.planning.flops import HEAD, pack_flops
 from megatron_offgrpo.planning.packing import lower_bound
 from megatron_offgrpo.planning.plan import Plan
 from megatron_offgrpo.planning.shape import ModelShape
@@ -30,7 +30,7 @@ class Balance:
     zero_weight_packs: int
     """Appended so that every rank has as many packs."""
     critical_flops: FloatArray
-    """float64 [steps], of the dearest rank with the pipeline's idle time as if it computed."""
+    """float64 [steps], of the dearest rank with its pipeline stages' idle time as if they computed."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def balance(plan: Plan, shape: ModelShape, layout: LayoutConfig, *, num_gpus: in
     """Assigns every step's packs to the data-parallel ranks, as training does, and adds up the FLOPs.
 
     A pipeline of p stages and v virtual ones idles (p - 1) / v packs' time in a step (Narayanan et al. 2021,
-    section 2.2).
+    section 2.2), and all its stages take as long as the last one, which has the head besides its layers.
 
     Raises:
         ConfigError: the number of GPUs does not fit the layout.
@@ -62,7 +62,10 @@ def balance(plan: Plan, shape: ModelShape, layout: LayoutConfig, *, num_gpus: in
         ranks = assign(costs, dp, layout.pp if layout.vpp > 1 else 1)
         unevenness = imbalance(costs, ranks)
         places = len(ranks[0])
-        critical[step] = (1 + unevenness) * costs.sum() / dp * (1 + (layout.pp - 1) / (layout.vpp * places))
+        first, last = np.searchsorted(plan.step, [step, step + 1])
+        head = HEAD * shape.embedding * int(plan.response_tokens[first:last].sum())
+        slowest_stage = costs.sum() + (layout.pp - 1) * head
+        critical[step] = (1 + unevenness) * slowest_stage / dp * (1 + (layout.pp - 1) / (layout.vpp * places))
         worst = max(worst, unevenness)
         empty += dp * places - len(packs)
         if len(packs) >= ENOUGH_PACKS * dp:

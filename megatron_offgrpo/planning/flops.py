@@ -6,6 +6,9 @@ from megatron_offgrpo.planning.plan import Plan
 from megatron_offgrpo.planning.shape import ModelShape
 from megatron_offgrpo.types import FloatArray
 
+HEAD = 8.0
+"""FLOPs of the head per parameter and response token: logits forward, again in the backward pass, two gradients."""
+
 
 def pack_flops(
     plan: Plan, shape: ModelShape, *, recompute: bool | None = None, packs: range | None = None
@@ -25,7 +28,7 @@ def pack_flops(
         float64 [num_packs].
     """
     layers = 8.0 if recompute else 6.0
-    head = 6.0 if recompute is None else 8.0
+    head = 6.0 if recompute is None else HEAD
     packs = packs or range(plan.num_packs)
     first, last = np.searchsorted(plan.pack, [packs.start, packs.stop])
     lengths = plan.tokens[first:last].astype(np.float64)

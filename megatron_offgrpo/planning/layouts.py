@@ -12,7 +12,7 @@ from megatron_offgrpo.planning.memory import Memory, memory_per_rank
 from megatron_offgrpo.planning.shape import ModelShape
 
 Recompute = Literal["none", "selective", "full"]
-LOSS_PER_DOUBLING = {"tp": 0.05, "cp": 0.03, "ep": 0.04}
+LOSS_PER_DOUBLING = {"tp": 0.05, "pp": 0.03, "cp": 0.03, "ep": 0.04}
 """Assumed share of the time that each doubling adds in communication; only orders layouts that all fit."""
 BETWEEN_NODES = 3.0
 """Assumed factor on that loss for a doubling that leaves the node."""
@@ -74,7 +74,7 @@ def propose(shape: ModelShape, run: RunConfig, hardware: Hardware, *, packs_per_
             )
             if memory.total > hardware.usable_bytes:
                 continue
-            time = (1 + again) * _relative_time(layout, hardware.num_gpus, packs_per_step)
+            time = (1 + again) * _relative_time(shape, layout, hardware.num_gpus, packs_per_step)
             rank = (time, layout.pp, layout.tp, layout.cp, layout.ep)
             if best is None or rank < best[0]:
                 best = rank, Proposal(hardware.num_gpus, layout, recompute, memory)
@@ -108,16 +108,19 @@ def _layouts(shape: ModelShape, run: RunConfig, num_gpus: int) -> Iterator[Layou
                     yield layout
 
 
-def _relative_time(layout: LayoutConfig, num_gpus: int, packs_per_step: float) -> float:
+def _relative_time(shape: ModelShape, layout: LayoutConfig, num_gpus: int, packs_per_step: float) -> float:
     dp = layout.data_parallel_size(num_gpus)
     packs = max(1.0, math.ceil(packs_per_step / dp))
     idle = packs * dp / packs_per_step
     bubble = 1 + (layout.pp - 1) / (layout.vpp * packs)
+    # The last stage has the head besides its layers, and the others wait for it.
+    head = shape.embedding / (shape.embedding + shape.matmul_parameters_per_token)
+    bubble *= 1 + head * (layout.pp - 1)
     communication = 1.0
     for name, loss in LOSS_PER_DOUBLING.items():
         size = getattr(layout, name)
         # Tensor-parallel ranks lie side by side, context-parallel ones beyond them.
-        inside = min(size, GPUS_PER_NODE // layout.tp if name == "cp" else GPUS_PER_NODE)
+        inside = min(size, {"pp": size, "cp": GPUS_PER_NODE // layout.tp}.get(name, GPUS_PER_NODE))
         communication += loss * (math.log2(inside) + BETWEEN_NODES * math.log2(size / inside))
     return idle * bubble * communication
 

@@ -163,8 +163,10 @@ def test_time_by_hand():
     assert (even.worst_with_enough_packs, even.steps_with_enough_packs) == (None, 0)
     # tp shares the packs: the same hours on one data-parallel rank of two GPUs are half of one GPU's.
     assert hours(LayoutConfig(tp=2), 2)[1].hours == pytest.approx(one.hours / 2, rel=1e-12)
-    # Two stages and two packs: half a pipeline's time is idle.
-    assert hours(LayoutConfig(pp=2), 2)[1].hours == pytest.approx(one.hours / 2 * 1.5, rel=1e-12)
+    # Two stages and two packs: half a pipeline's time is idle; the last stage has half of the layers and all of the
+    # head, 8 * 40 on each of the 11 response tokens.
+    slowest = (first + second + 8 * 40 * 11) / 2
+    assert hours(LayoutConfig(pp=2), 2)[1].hours == pytest.approx(slowest * 1.5 / 3600, rel=1e-12)
     assert hours(LayoutConfig(pp=4, vpp=2), 4)[0].zero_weight_packs == 2
     assert hours(LayoutConfig(), 3)[0].zero_weight_packs == 1
 
