@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from megatron_offgrpo.cli.options import Force, print_lines
+from megatron_offgrpo.errors import ConfigError
 
 Model = Annotated[Path, typer.Option("--model", help="Hugging Face folder.")]
 BackendChoice = Annotated[
@@ -74,12 +75,16 @@ def evaluate_command(
     settings: dict[str, Any] = PRESETS[preset] if preset else {}
     settings = settings | {name: value for name, value in given.items() if value is not None}
     share = parse_shard(shard)
+    names = [Path(name).name for name in benchmark]
+    if len(set(names)) < len(names):
+        got = ", ".join(names)
+        raise ConfigError("one output folder for two benchmarks", where="--benchmark", expected="other names", got=got)
     with LazyBackend(engine) as lazy:
-        for name in benchmark:
+        for name, folder in zip(benchmark, names, strict=True):
             config = EvaluationConfig(
                 model=model,
                 benchmark=name,
-                output=output if len(benchmark) == 1 else output / Path(name).name,
+                output=output if len(benchmark) == 1 else output / folder,
                 template=template,
                 system=system,
                 data_dir=data_dir,

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from megatron_offgrpo.cli.evaluation import summary_lines
+from megatron_offgrpo.cli.evaluation import evaluate_command, summary_lines
 from megatron_offgrpo.errors import ConfigError, DataError, GenerationError
 from megatron_offgrpo.evaluation import sampling
 from megatron_offgrpo.evaluation.evaluate import EvaluationConfig, correctness, evaluate, read_graded, summarise
@@ -192,6 +192,29 @@ def test_empty_and_endless_completions_are_counted_and_wrong(model, benchmark_fi
     assert lines[0] == "2 problems x 2 samples, by hf"
     assert lines[1].startswith("accuracy    0.0 %, 95 % interval 0.0 to 0.0 over new problems, 0.0 to 0.0 over new")
     assert any("truncated 50.0 %, no box 100.0 %, empty 50.0 %" in line for line in lines)
+
+
+def test_several_benchmarks_share_one_model_and_an_option_wins_over_its_preset(
+    model, benchmark_file, tmp_path, monkeypatch, capsys
+):
+    second = tmp_path / "second.jsonl"
+    second.write_text(json.dumps({"problem": "1+1?", "answer": "2"}) + "\n")
+    rule, opened = RuleBackend(make_tokenizer(0)), []
+    monkeypatch.setattr(sampling, "open_backend", lambda engine: opened.append(engine) or rule)
+    benchmarks = [str(benchmark_file), str(second)]
+    evaluate_command(model, benchmarks, tmp_path / "out", preset="krafton", samples=2, backend="hf", shard="1/2")
+    assert list(tmp_path.rglob("metrics.json")) == []
+    evaluate_command(model, benchmarks, tmp_path / "out", preset="krafton", samples=2, backend="hf")
+    settings = json.loads((tmp_path / "out" / "second.jsonl" / "manifest.json").read_text())["config"]
+    assert [settings[name] for name in ("samples", "temperature", "top_p", "max_tokens")] == [2, 0.6, 0.95, 32768]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["b.jsonl", "second.jsonl"]
+    # Two problems x two samples are one batch of the hf back end, the share 0 of 2: the first command drew nothing.
+    assert (len(opened), len(rule.seen)) == (1, 6)
+    out = capsys.readouterr().out
+    assert "2 problems x 2 samples, by hf" in out
+    assert "second.jsonl:" in out
+    with pytest.raises(ConfigError, match=r"one output folder for two benchmarks.*second\.jsonl"):
+        evaluate_command(model, [str(second), "elsewhere/second.jsonl"], tmp_path / "out")
 
 
 def test_uneven_samples_are_refused():
