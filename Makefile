@@ -14,7 +14,7 @@ ARGS ?=
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: install install-slurm install-launch quickstart test check format soak install-gpu clean
+.PHONY: study-small study study-ablations install install-slurm install-launch quickstart test check format soak install-gpu clean
 
 install: $(STAMP)
 
@@ -29,6 +29,16 @@ $(STAMP): $(LOCK) $(ROOT)pyproject.toml $(ROOT)Makefile
 
 quickstart: $(STAMP)
 	cd $(ROOT) && $(BIN)/offgrpo quickstart $(ARGS)
+
+# The scale model of docs/study.md: 2 seeds and 4 arms; all arms, 5 seeds; variations of the released objective.
+study-small: $(STAMP)
+	cd $(ROOT) && $(BIN)/python -m tools.study small $(ARGS)
+
+study: $(STAMP)
+	cd $(ROOT) && $(BIN)/python -m tools.study core $(ARGS)
+
+study-ablations: $(STAMP)
+	cd $(ROOT) && $(BIN)/python -m tools.study ablations $(ARGS)
 
 test: $(STAMP) install-slurm install-launch
 	cd $(ROOT) && $(BIN)/python -m pytest $(ARGS)

@@ -33,6 +33,7 @@ from tools.study.stores import (
     shared_fingerprint,
     shared_paths,
     student_folder,
+    with_logprobs,
     without_logprobs,
 )
 
@@ -241,14 +242,11 @@ def _round_groups(
     problems = folder / "problems.jsonl"
     write_jsonl(problems, wanted)
     groups = rollouts(model, problems, folder / "groups", samples=own, seed=job.seed, source="student", on_policy=True)
-    kept = []
-    for group in groups:
-        # One token a word: dropped log-probs can only come from an empty or unfinished text.
-        members = [one for one in group["trajectories"] if one["logprobs"] is not None]
-        members += teacher[group["group_id"]]["trajectories"][: settings.solutions - own]
-        if members:
-            kept.append({**group, "trajectories": members})
-    return kept
+    mixed = settings.solutions - own
+    return [
+        {**group, "trajectories": [*group["trajectories"], *teacher[group["group_id"]]["trajectories"][:mixed]]}
+        for group in with_logprobs(groups)
+    ]
 
 
 def describe(job: Job) -> dict[str, Any]:

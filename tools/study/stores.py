@@ -148,6 +148,15 @@ def without_logprobs(records: list[Record]) -> list[Record]:
     ]
 
 
+def with_logprobs(records: list[Record]) -> list[Record]:
+    """Without the few trajectories whose text does not give the sampled tokens back (an end sign in the middle)."""
+    kept = [
+        {**group, "trajectories": [one for one in group["trajectories"] if one["logprobs"] is not None]}
+        for group in records
+    ]
+    return [group for group in kept if group["trajectories"]]
+
+
 def with_rewards(records: list[Record], rewards: list[list[float]]) -> list[Record]:
     """The same trajectories with other rewards."""
     return [
@@ -255,7 +264,7 @@ def label_pool(settings: StudySettings) -> list[Record]:
         source="teacher",
         on_policy=False,
     )
-    return as_records(make_store(settings, groups, settings.shared / "stores" / "pool"))
+    return as_records(make_store(settings, with_logprobs(groups), settings.shared / "stores" / "pool"))
 
 
 def reference(settings: StudySettings, store: str) -> None:
