@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from megatron_offgrpo.errors import ConfigError
+from megatron_offgrpo.errors import ConfigError, OffgrpoError
 from megatron_offgrpo.launch.chain import Step
 from megatron_offgrpo.launch.settings import (
     LaunchSettings,
@@ -25,6 +25,7 @@ from megatron_offgrpo.progress import say
 
 try:
     import nemo_run
+    from invoke.exceptions import UnexpectedExit
 except ImportError as cause:
     raise ConfigError(
         f"NeMo-Run is not installed here ({cause})",
@@ -141,7 +142,18 @@ def start(experiment: Any, settings: LaunchSettings, *, detach: bool, poll_secon
     if detach and not is_slurm:
         raise ConfigError("only Slurm goes on without the launcher", where="--detach", expected="--executor slurm")
     say(f"launch: experiment {experiment._id}")
-    experiment.run(detach=is_slurm)
+    try:
+        experiment.run(detach=is_slurm)
+    except UnexpectedExit as refused:
+        for job in experiment.jobs:
+            if job.launched:
+                experiment.cancel(job.id)
+        raise OffgrpoError(
+            "a command of Slurm failed; what was submitted has been cancelled",
+            where=refused.result.command,
+            got=" ".join(refused.result.stderr.split()),
+            remedy="see --account, --partition, --time, --sbatch",
+        ) from None
     if is_slurm and not detach:
         follow(experiment, poll_seconds)
 

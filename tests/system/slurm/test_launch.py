@@ -71,19 +71,26 @@ def test_slurm_says_which_step_failed_and_why(on_slurm, chain, cluster):
     assert states(on_slurm("jobs", "status", experiment, expect=1)) == states(output)
     assert "steps" in on_slurm("jobs", "logs", experiment, "plan")
     jobs = re.findall(r"^train +(\d+)", output, re.MULTILINE)
-    accounted = cluster.run("sacct", "-X", "-n", "-P", "-j", jobs[0], "-o", "Account,NNodes,NTasks,State,Restarts")
-    assert accounted.startswith("research|2|")
+    accounted = cluster.run("sacct", "-X", "-n", "-P", "-j", jobs[0], "-o", "Account,NNodes,State")
+    assert accounted.split() == ["research|2|FAILED"]
 
 
 def test_slurm_success_detached_and_cancelled(on_slurm, chain):
     sets = settings(chain[0])
     output = on_slurm.launch("slurm", *sets, "--steps", "report", "--poll-seconds", "1")
     assert states(output) == {"report": "succeeded"}, output
-    on_slurm.launch("slurm", *sets, "--steps", "plan,report", "--detach", "--sbatch", "hold=")
+    on_slurm.launch("slurm", *sets, "--steps", "plan,report", "--detach", "--sbatch", "begin=now+1hour")
     experiment = on_slurm.experiment()
     assert states(on_slurm("jobs", "status", experiment)) == {"plan": "waiting", "report": "waiting"}
     assert on_slurm("jobs", "cancel", experiment).startswith("cancelled: plan, report")
     assert set(states(on_slurm("jobs", "status", experiment, expect=1)).values()) == {"cancelled"}
+
+
+def test_what_slurm_refuses_is_one_line(on_slurm):
+    """No chain is needed: the second job is refused, the first is cancelled."""
+    on_slurm.launch("slurm", "--steps", "plan,train", "--partition", "none", expect=1)
+    assert "a command of Slurm failed" in on_slurm.errors
+    assert "invalid partition" in on_slurm.errors
 
 
 def test_local_executor_stops_after_a_failure(local, chain):
