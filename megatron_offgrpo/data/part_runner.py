@@ -56,17 +56,17 @@ def _run_in_processes(config: PrepareConfig, folder: PartFolder, parts: Iterator
     processes: dict[Any, Any] = {}
     idle: list[Any] = []
     try:
-        for _ in range(num_workers(config)):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs, config, folder), daemon=False)
-            process.start()
-            # Only the child holds its end now, so that each side notices when the other is gone.
-            theirs.close()
-            processes[ours] = process
-            idle.append(ours)
         busy: set[Any] = set()
         while True:
-            while idle and (task := next(parts, None)) is not None:
+            # A process is started when there is a part for it.
+            while (idle or len(processes) < num_workers(config)) and (task := next(parts, None)) is not None:
+                if not idle:
+                    ours, theirs = context.Pipe()
+                    processes[ours] = context.Process(target=_serve, args=(theirs, config, folder), daemon=False)
+                    processes[ours].start()
+                    # Only the child holds its end now, so that each side notices when the other is gone.
+                    theirs.close()
+                    idle.append(ours)
                 _send(processes, idle[-1], task)
                 busy.add(idle.pop())
             if not busy:
@@ -130,8 +130,16 @@ def _serve(connection: Any, config: PrepareConfig, folder: PartFolder) -> None:
                 connection.send(None)
     except OffgrpoError as error:
         _say(connection, error)
+    except OSError as cause:
+        _say(connection, file_error(cause, folder))
     except Exception:
         _say(connection, traceback.format_exc())
+
+
+def file_error(cause: OSError, folder: PartFolder) -> OffgrpoError:
+    """What the file system refused, in one line."""
+    remedy = "mend it and run the same command again: finished parts are kept"
+    return OffgrpoError(f"the file system refuses ({cause})", where=str(folder.path), remedy=remedy)
 
 
 def _say(connection: Any, error: object) -> None:

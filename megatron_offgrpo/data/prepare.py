@@ -18,7 +18,7 @@ from megatron_offgrpo.data.grouping import grouped_parts, grouping_counts, group
 from megatron_offgrpo.data.importers import parse_conditions
 from megatron_offgrpo.data.merge import Summary, decide, merged_batches, read_rows
 from megatron_offgrpo.data.part_files import PartFolder
-from megatron_offgrpo.data.part_runner import needs_signatures, run_parts
+from megatron_offgrpo.data.part_runner import file_error, needs_signatures, run_parts
 from megatron_offgrpo.data.readers import Part
 from megatron_offgrpo.data.rejects import Reject
 from megatron_offgrpo.data.sources import Source, open_source
@@ -59,6 +59,8 @@ def prepare(config: PrepareConfig) -> TrajectoryStore:
     except DataError:
         request.clean_wrong_input()
         raise
+    except OSError as cause:
+        raise file_error(cause, request.folder) from None
 
 
 def prepare_shard(config: PrepareConfig, shard: tuple[int, int]) -> str:
@@ -69,7 +71,10 @@ def prepare_shard(config: PrepareConfig, shard: tuple[int, int]) -> str:
     request = _Request(config)
     if request.finished() is not None:
         return f"{config.output} is finished and fits its inputs"
-    new, total = request.work(shard)
+    try:
+        new, total = request.work(shard)
+    except OSError as cause:
+        raise file_error(cause, request.folder) from None
     return f"shard {index}/{count}: {new} new parts, {total} in all; merge with the same command without --shard"
 
 

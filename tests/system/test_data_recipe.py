@@ -163,6 +163,8 @@ def test_inspect(store, tmp_path, monkeypatch, capsys):
     assert "openthinker3_7b " in out
     line = next(line for line in out.splitlines() if line.startswith("openthinker3_7b "))
     assert "1 of 4 groups without a signal" in line
+    # Cycled to 8: two single right answers with A = 0.1 each, and a right and a wrong one with A = +-0.5.
+    assert line.endswith("sum of |A|: all positive 1.6, mixed 4.0, all negative 0.0")
 
 
 def test_inspect_shows_every_token(store):

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from megatron_offgrpo.data import readers
+from megatron_offgrpo.data.part_files import PartFolder
 from megatron_offgrpo.data.part_worker import PartWorker
 from megatron_offgrpo.data.prepare import prepare, prepare_shard
 from megatron_offgrpo.data_config import FilterConfig, PrepareConfig
@@ -188,6 +189,23 @@ def test_an_error_in_a_worker_is_the_one_it_met(config, tmp_path, monkeypatch):
     monkeypatch.setattr(part_runner, "_serve", fail_in_the_worker)
     with pytest.raises(DataError, match=r"^bench.jsonl:1: wrong; expected a; got b; remedy: c$"):
         prepare(replace(config, output=str(tmp_path / "store"), workers=2))
+
+
+def test_a_full_disk_is_one_clear_error_and_finished_parts_stay(config, undisturbed, tmp_path, monkeypatch):
+    cut = replace(config, output=str(tmp_path / "store"))
+    write = PartFolder.write
+
+    def full_at_the_third(self, part, result, **options):
+        if part == 2:
+            raise OSError(28, "No space left on device")
+        write(self, part, result, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(PartFolder, "write", full_at_the_third)
+        with pytest.raises(OffgrpoError, match=r"the file system refuses.*No space left.*finished parts are kept"):
+            prepare(cut)
+    assert len(list(Path(f"{cut.output}.parts").glob("*/part-*.json"))) == 2
+    same(prepare(cut), undisturbed)
 
 
 def fail_in_the_worker(connection, config, folder):

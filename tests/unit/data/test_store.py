@@ -112,6 +112,10 @@ def test_fingerprint_depends_on_content_only(tmp_path):
     for change in changes:
         changed = [replace(ROWS[0], **change), *ROWS[1:]]
         assert write(tmp_path / "four", changed).manifest.fingerprint != first, change
+    apart = write(tmp_path / "apart", [ROWS[0], replace(ROWS[1], validation=True), ROWS[2]])
+    assert apart.manifest.fingerprint != first
+    assert apart.validation_groups.tolist() == [False, True, False]
+    assert apart.manifest.counts["validation_groups"] == 1
     assert write(tmp_path / "five", ROWS[::-1]).manifest.fingerprint != first
 
 
