@@ -12,6 +12,7 @@ from recipes.study import Arm
 from tools.study.runner import Results, chosen_lr, name_of, sweep_jobs
 from tools.study.runs import Job
 from tools.study.settings import StudySettings
+from tools.study.stores import teacher_facts
 
 RESAMPLES, CHUNK = 10_000, 500
 MARGIN = 0.02
@@ -238,15 +239,4 @@ def summarise(settings: StudySettings, arms: Sequence[Arm], results: Results, co
         "arms": lines,
         "cpu_seconds": sum(result["cpu_seconds"] for result in results.values()),
         "runs": len(results),
-    }
-
-
-def teacher_facts(settings: StudySettings) -> dict[str, float]:
-    """Accuracy of the teacher's solutions and share of all-positive groups, of the core store."""
-    from tools.study.stores import read_questions, rewards_of
-
-    rewards = rewards_of(read_questions(settings.shared / "pool.jsonl")[: settings.groups])
-    return {
-        "accuracy": float(np.mean([reward for row in rewards for reward in row])),
-        "all_positive_share": float(np.mean([all(row) for row in rewards])),
     }

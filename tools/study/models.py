@@ -41,7 +41,7 @@ STUDENT = Upbringing(
     habit=({"is_more": 0.6, "is_fewer": 0.6}, {"is_more": 0.6, "is_fewer": 0.6}), named_share=0.3, skill_share=0.3
 )
 """Falls for most traps; knows the teacher's style, prefers its own."""
-TEACHER = Upbringing(habit=({}, {"is_fewer": 0.15}), named_share=0.95, skill_share=0.0)
+TEACHER = Upbringing(habit=({}, {"is_fewer": 0.08}), named_share=0.95, skill_share=0.0)
 """Errs in one kind of trap of the harder level, and writes `named` solutions."""
 
 

@@ -5,9 +5,11 @@ import os
 import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from typing import Any
 
+from megatron_offgrpo.errors import OffgrpoError
 from megatron_offgrpo.objective.compose import needs_reference
 from megatron_offgrpo.progress import say
 from recipes.study import ARMS, Arm
@@ -54,8 +56,12 @@ def run_study(settings: StudySettings, arms: Sequence[Arm], *, workers: int) -> 
         # After an error or an interruption only the runs at hand are finished.
         stack.callback(pool.shutdown, wait=True, cancel_futures=True)
         stack.callback(_close)
-        _prepare(settings, arms, pool)
-        return _run_jobs(settings, arms, pool)
+        try:
+            _prepare(settings, arms, pool)
+            return _run_jobs(settings, arms, pool)
+        except BrokenProcessPool:
+            remedy = "too little memory? the same command goes on from the runs that are finished"
+            raise OffgrpoError("a worker process ended by itself", where="study", remedy=remedy) from None
 
 
 def _start_worker() -> None:

@@ -22,9 +22,9 @@ from megatron_offgrpo.training.run_folder import read_metrics
 from recipes.study import Arm, study
 from tools.study.measuring import Measuring
 from tools.study.problems import write_jsonl
+from tools.study.records import Record, with_logprobs, without_logprobs
 from tools.study.settings import StudySettings
 from tools.study.stores import (
-    Record,
     make_store,
     questions_file,
     read_questions,
@@ -33,8 +33,6 @@ from tools.study.stores import (
     shared_fingerprint,
     shared_paths,
     student_folder,
-    with_logprobs,
-    without_logprobs,
 )
 
 RESULT, LOG, WORK = "result.json", "log.txt", "work"

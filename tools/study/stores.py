@@ -1,7 +1,6 @@
 """What all runs share: models, questions, stores of trajectories, the Megatron checkpoint and the references."""
 
 import json
-import random
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,26 +8,38 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from megatron_offgrpo.artifacts import MANIFEST, fingerprint_of, fingerprint_of_files, write_json_atomically
 from megatron_offgrpo.config import PathsConfig
 from megatron_offgrpo.data.prepare import prepare
 from megatron_offgrpo.data.store import TrajectoryStore
 from megatron_offgrpo.data_config import LabelMode, PrepareConfig
-from megatron_offgrpo.errors import ConfigError, DataError
+from megatron_offgrpo.errors import ConfigError
 from megatron_offgrpo.evaluation.generate import GROUPS, GenerateConfig, generate
 from megatron_offgrpo.evaluation.generation import BackendConfig
 from megatron_offgrpo.parallel import runtime
+from megatron_offgrpo.progress import say
 from megatron_offgrpo.quickstart import Stages
 from recipes.study import study
 from tools.study.models import STUDENT, TEACHER, ModelSize, Upbringing, raise_model
 from tools.study.problems import Split, make_questions, make_skill_questions, write_jsonl
+from tools.study.records import (
+    Record,
+    as_records,
+    flipped,
+    of_share,
+    rewards_of,
+    shuffled,
+    with_logprobs,
+    with_rewards,
+    without_logprobs,
+    wrong_lookup,
+)
 from tools.study.settings import MAX_TOKENS, StudySettings
 
 SOURCE = {"student": Path(__file__).with_name("problems.py"), "models": Path(__file__).with_name("models.py")}
 SECONDS_FILE = "seconds.json"
-SHARE_GROUPS = 96
-"""Groups of each store of the ablation over all-positive shares."""
-Record = dict[str, Any]
 
 
 def student_folder(settings: StudySettings) -> Path:
@@ -119,97 +130,6 @@ def make_store(
             overwrite=True,
         )
     )
-
-
-def as_records(store: TrajectoryStore) -> list[Record]:
-    """The groups of a labelled store as input records with given rewards, members in the store's order."""
-    records = []
-    for number in range(store.num_groups):
-        row = store.row(number)
-        members = zip(row.texts, row.rewards, row.behaviour_logprobs, strict=True)
-        records.append(
-            {
-                "group_id": row.group_id,
-                "problem": row.problem,
-                "answer": row.answer,
-                "trajectories": [
-                    {"text": text, "reward": reward, "logprobs": logprobs, "source": "teacher"}
-                    for text, reward, logprobs in members
-                ],
-            }
-        )
-    return records
-
-
-def without_logprobs(records: list[Record]) -> list[Record]:
-    """The same trajectories from an unknown policy: mu = 0, as in the released code."""
-    return [
-        {**group, "trajectories": [{**one, "logprobs": None} for one in group["trajectories"]]} for group in records
-    ]
-
-
-def with_logprobs(records: list[Record]) -> list[Record]:
-    """Without the few trajectories whose text does not give the sampled tokens back (an end sign in the middle)."""
-    kept = [
-        {**group, "trajectories": [one for one in group["trajectories"] if one["logprobs"] is not None]}
-        for group in records
-    ]
-    return [group for group in kept if group["trajectories"]]
-
-
-def with_rewards(records: list[Record], rewards: list[list[float]]) -> list[Record]:
-    """The same trajectories with other rewards."""
-    return [
-        {
-            **group,
-            "trajectories": [{**one, "reward": reward} for one, reward in zip(group["trajectories"], row, strict=True)],
-        }
-        for group, row in zip(records, rewards, strict=True)
-    ]
-
-
-def rewards_of(records: list[Record]) -> list[list[float]]:
-    """Rewards by group."""
-    return [[one["reward"] for one in group["trajectories"]] for group in records]
-
-
-def shuffled(rewards: list[list[float]], seed: int = 0) -> list[list[float]]:
-    """A permutation of all rewards."""
-    flat = [reward for row in rewards for reward in row]
-    random.Random(f"shuffled:{seed}").shuffle(flat)
-    values = iter(flat)
-    return [[next(values) for _ in row] for row in rewards]
-
-
-def wrong_lookup(rewards: list[list[float]]) -> list[list[float]]:
-    """The released code's slip: problem p gets the rewards of problem floor(p / 8)."""
-    return [list(rewards[number // 8]) for number in range(len(rewards))]
-
-
-def flipped(rewards: list[list[float]], share: float, seed: int = 0) -> list[list[float]]:
-    """Each label flipped with probability `share`."""
-    rng = random.Random(f"noise:{share}:{seed}")
-    return [[1.0 - reward if rng.random() < share else reward for reward in row] for row in rewards]
-
-
-def of_share(records: list[Record], percent: int) -> list[Record]:
-    """`SHARE_GROUPS` groups of which `percent` are all-positive, in the order of the records.
-
-    Raises:
-        DataError: too few of either kind.
-    """
-    wanted = {True: round(SHARE_GROUPS * percent / 100)}
-    wanted[False] = SHARE_GROUPS - wanted[True]
-    kept = []
-    for group in records:
-        kind = all(one["reward"] == 1 for one in group["trajectories"])
-        if wanted[kind]:
-            wanted[kind] -= 1
-            kept.append(group)
-    if any(wanted.values()):
-        got = f"{wanted[True]} all-positive and {wanted[False]} other groups are missing"
-        raise DataError("too few groups", where=f"store positive_{percent}", got=got, remedy="raise the pool")
-    return kept
 
 
 def build_store(settings: StudySettings, name: str, pool: list[Record]) -> TrajectoryStore:
@@ -327,6 +247,8 @@ def build_shared(settings: StudySettings, stores: tuple[str, ...], referenced: t
 
     stages.run("convert", "the base student for Megatron", common, [megatron], convert)
     pool = read_questions(pool_file)
+    facts = teacher_facts(settings)
+    say(f"teacher: {facts['accuracy']:.1%} right, {facts['all_positive_share']:.0%} of groups all right")
     for name in stores:
         manifest = settings.shared / "stores" / name / MANIFEST
 
@@ -340,6 +262,15 @@ def build_shared(settings: StudySettings, stores: tuple[str, ...], referenced: t
             stages.run(
                 f"reference {name}", f"references of {name}", made_from, [done], partial(reference, settings, name)
             )
+
+
+def teacher_facts(settings: StudySettings) -> dict[str, float]:
+    """Accuracy of the teacher's solutions and share of all-positive groups, of the core study's problems."""
+    rewards = rewards_of(read_questions(settings.shared / "pool.jsonl")[: settings.groups])
+    return {
+        "accuracy": float(np.mean([reward for row in rewards for reward in row])),
+        "all_positive_share": float(np.mean([all(row) for row in rewards])),
+    }
 
 
 def shared_fingerprint(settings: StudySettings) -> str:

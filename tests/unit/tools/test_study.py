@@ -8,7 +8,7 @@ import pytest
 from megatron_offgrpo.errors import ConfigError, DataError
 from megatron_offgrpo.reporting.study_report import markdown, study_page
 from recipes.study import ABLATIONS, ARMS, SMALL, Arm
-from tools.study import analysis, problems, stores
+from tools.study import analysis, problems, records
 from tools.study.models import make_tokenizer
 from tools.study.problems import Problem, Step
 from tools.study.runner import chosen_lr, name_of, sweep_jobs, wanted
@@ -80,31 +80,31 @@ RECORDS = [
 ]
 
 
-class TestStores:
+class TestRecords:
     def test_wrong_lookup_takes_the_eighth_of_the_index(self):
         rewards = [[float(number)] for number in range(17)]
-        assert stores.wrong_lookup(rewards) == [[0.0]] * 8 + [[1.0]] * 8 + [[2.0]]
+        assert records.wrong_lookup(rewards) == [[0.0]] * 8 + [[1.0]] * 8 + [[2.0]]
 
     def test_shuffled_keeps_the_number_of_right_ones(self):
-        rewards = stores.rewards_of(RECORDS) * 20
-        mixed = stores.shuffled(rewards)
+        rewards = records.rewards_of(RECORDS) * 20
+        mixed = records.shuffled(rewards)
         assert mixed != rewards
         assert sum(map(sum, mixed)) == 5 * 20
         assert {len(row) for row in mixed} == {2}
 
     def test_flipped(self):
         rewards = [[1.0] * 1000]
-        assert stores.flipped(rewards, 0.0) == rewards
-        assert stores.flipped(rewards, 1.0) == [[0.0] * 1000]
-        assert 1000 - sum(stores.flipped(rewards, 0.2)[0]) == pytest.approx(200, abs=60)
+        assert records.flipped(rewards, 0.0) == rewards
+        assert records.flipped(rewards, 1.0) == [[0.0] * 1000]
+        assert 1000 - sum(records.flipped(rewards, 0.2)[0]) == pytest.approx(200, abs=60)
 
     def test_of_share(self, monkeypatch):
-        monkeypatch.setattr(stores, "SHARE_GROUPS", 2)
-        assert [one["group_id"] for one in stores.of_share(RECORDS, 50)] == ["0", "1"]
-        assert [one["group_id"] for one in stores.of_share(RECORDS, 100)] == ["1", "3"]
-        monkeypatch.setattr(stores, "SHARE_GROUPS", 3)
+        monkeypatch.setattr(records, "SHARE_GROUPS", 2)
+        assert [one["group_id"] for one in records.of_share(RECORDS, 50)] == ["0", "1"]
+        assert [one["group_id"] for one in records.of_share(RECORDS, 100)] == ["1", "3"]
+        monkeypatch.setattr(records, "SHARE_GROUPS", 3)
         with pytest.raises(DataError, match="1 all-positive and 0 other"):
-            stores.of_share(RECORDS, 100)
+            records.of_share(RECORDS, 100)
 
 
 SETTINGS = StudySettings(root=Path("study"), lrs=(1e-4, 3e-4), extensions=2, seeds=(0, 1))
