@@ -13,7 +13,8 @@ trajectories/NAME.jsonl.gz, prompts up to 256 and responses up to 1,024 tokens, 
     released    padded to the step's longest, fp32 logits of all tokens, old-log-prob and reference forward passes
 
 Every variant is a process (dp2 two) that lives through the rounds and takes turns with the others; times are medians,
-ratios medians of the rounds' ratios. The first step is not timed: its loss and gradient norm are compared.
+ratios medians of the rounds' ratios; CPU seconds are those of both cores. The first step is not timed: its loss and
+gradient norm are compared.
 """
 
 import argparse
@@ -207,15 +208,16 @@ def plain_step(case: Case, variant: str) -> Callable[[], tuple[float, float]]:
 
 
 def work(variant: str, case: Case) -> None:
-    """A worker: one step for each line on standard input, answered with loss, gradient norm and seconds."""
+    """A worker: a step for each line on standard input, answered with loss, gradient norm, seconds and CPU seconds."""
     import torch
 
     torch.set_num_threads(VARIANTS[variant][1])
     step = trainer_step(case) if variant in ("dp2", "one") else plain_step(case, variant)
     for _ in sys.stdin:
-        started = time.perf_counter()
+        started, started_cpu = time.perf_counter(), time.process_time()
         loss, grad_norm = step()
-        print(json.dumps([loss, grad_norm, time.perf_counter() - started]), flush=True)
+        taken = time.perf_counter() - started, time.process_time() - started_cpu
+        print(json.dumps([loss, grad_norm, *taken]), flush=True)
 
 
 class Worker:
@@ -245,8 +247,8 @@ class Worker:
                 )
             )
 
-    def step(self) -> tuple[float, float, float]:
-        """Loss, gradient norm, seconds of the slowest process."""
+    def step(self) -> tuple[float, float, float, float]:
+        """Loss, gradient norm, seconds of the slowest process, CPU seconds of all."""
         for process in self.processes:
             assert process.stdin
             process.stdin.write("\n")
@@ -259,7 +261,8 @@ class Worker:
                 self.errors.seek(0)
                 raise RuntimeError(f"a worker ended with status {process.wait()}:\n{self.errors.read()[-3000:]}")
             answers.append(json.loads(line))
-        return answers[0][0], answers[0][1], max(answer[2] for answer in answers)
+        slowest, cpu_seconds = max(answer[2] for answer in answers), sum(answer[3] for answer in answers)
+        return answers[0][0], answers[0][1], slowest, cpu_seconds
 
     def close(self) -> None:
         for process in self.processes:
@@ -275,15 +278,17 @@ def compare(size: str, name: str, file: Path, num_groups: int, rounds: int, vari
         store, plan, _, _ = plan_of(case)
         workers = {variant: Worker(variant, case) for variant in variants}
         seconds: dict[str, list[float]] = {variant: [] for variant in variants}
+        cpu_seconds: dict[str, list[float]] = {variant: [] for variant in variants}
         first = {}
         try:
             for number in range(rounds + 1):
                 for variant, worker in workers.items():
-                    loss, norm, taken = worker.step()
+                    loss, norm, taken, cpu_taken = worker.step()
                     if number == 0:
                         first[variant] = (loss, norm)
                     else:
                         seconds[variant].append(taken)
+                        cpu_seconds[variant].append(cpu_taken)
                     advance()
         finally:
             for worker in workers.values():
@@ -298,7 +303,7 @@ def compare(size: str, name: str, file: Path, num_groups: int, rounds: int, vari
         same &= abs(loss / first[ours][0] - 1) < PARITY and abs(norm / first[ours][1] - 1) < PARITY
         print(
             f"  {variant:10} {median(seconds[variant]):8.3f} s {tokens / median(seconds[variant]):9,.0f} tokens/s"
-            f" {ratio:6.2f} x {ours}   loss {loss:.8g}  grad norm {norm:.8g}",
+            f" {ratio:6.2f} x {ours} {median(cpu_seconds[variant]):8.3f} CPU s  loss {loss:.8g}  grad norm {norm:.8g}",
             flush=True,
         )
     return same
