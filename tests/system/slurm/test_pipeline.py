@@ -42,7 +42,7 @@ def test_shards_make_the_store_of_one_process(chain, tmp_path):
         inputs=(str(folder / "data/trajectories.jsonl"),),
         tokenizer=str(SHIPPED),
         output=str(tmp_path / "store"),
-        trajectories_per_group=8,
+        trajectories_per_group=4,
         max_response_tokens=192,
         workers=1,
     )

@@ -8,7 +8,7 @@ import pytest
 
 from megatron_offgrpo.errors import ConfigError
 from megatron_offgrpo.launch.chain import ChainOptions, chain_of, from_json, to_json
-from megatron_offgrpo.launch.settings import LaunchSettings, expanded, signal_lead
+from megatron_offgrpo.launch.settings import LaunchSettings, expanded, local_script, signal_lead
 from recipes.quickstart import quickstart
 
 
@@ -85,6 +85,20 @@ def test_shards_become_tasks():
     }
     assert tasks["prepare_shards_1"] == (("--shard", "1/2"), ())
     assert tasks["prepare"][1] == ("prepare_shards_0", "prepare_shards_1")
+
+
+def test_the_script_of_a_local_task():
+    settings = LaunchSettings("torchrun", "/h", "/w", "python", gpus_per_node=2, environment={"NOTE": "two words"})
+    train = steps_of(steps=("train",))[0]
+    assert local_script(settings, train, "train", train.arguments, ("plan",), "/w/logs/x") == (
+        "mkdir -p /w/logs/x\n"
+        "cd /w || exit 1\n"
+        "export NOTE='two words'\n"
+        '[[ -e /w/logs/x/plan.done ]] || { echo "not started: plan did not succeed"; exit 1; }\n'
+        "set -o pipefail\n"
+        "python -m torch.distributed.run --standalone --nproc-per-node=2 -m megatron_offgrpo.cli train quickstart "
+        "--set plan.epochs=3 2>&1 | tee /w/logs/x/train.log && touch /w/logs/x/train.done\n"
+    )
 
 
 def test_the_launcher_needs_no_torch():
