@@ -71,7 +71,7 @@ def claim_row(claim: Summary) -> list[str]:
     return [
         f"{claim['claim']}. {claim['text']}",
         f"{claim['second']}, {claim['first']}",
-        "not reached" if value is None else f"{kind} {value:.3f}",
+        "none" if value is None else f"{kind} {value:.3f}",
         between(claim["ci95"]),
         claim["verdict"],
     ]

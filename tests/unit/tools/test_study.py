@@ -160,10 +160,10 @@ class TestArms:
 class TestAnalysis:
     def test_resamples_weigh_seeds_and_problems(self):
         draws = analysis.Resamples(2, 3, 3, resamples=1)
-        draws.seeds_RS = np.array([[0.5, 0.5]])
+        draws.seeds_RS = np.array([[0.75, 0.25]])
         draws.problems[3] = np.array([[2 / 3, 0.0, 1 / 3]])
-        # seed 0: (2 * 1 + 0 * 0 + 1 * 0.5) / 3 = 5/6; seed 1: (0 + 0 + 1) / 3 = 1/3; mean 7/12
-        assert draws.means(np.array([[1.0, 0.0, 0.5], [0.0, 1.0, 1.0]])) == pytest.approx([7 / 12])
+        # seed 0: (2 * 1 + 0 * 0 + 1 * 0.5) / 3 = 5/6; seed 1: (0 + 0 + 1) / 3 = 1/3; 3/4 and 1/4 of them: 17/24
+        assert draws.means(np.array([[1.0, 0.0, 0.5], [0.0, 1.0, 1.0]])) == pytest.approx([17 / 24])
 
     def test_interval_covers_the_spread_of_seeds(self):
         """Two seeds drawn with replacement give 0.4 alone, or 0.6 alone, in a quarter of the cases: both are in it."""
