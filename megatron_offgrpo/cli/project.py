@@ -23,10 +23,11 @@ def doctor() -> None:
 
 
 def recipes() -> None:
-    """Lists the recipes."""
-    from megatron_offgrpo.recipe import list_recipes
+    """Lists the recipes of runs, and those of data (`offgrpo prepare --recipe`)."""
+    from megatron_offgrpo.recipe import list_data_recipes, list_recipes
 
-    print_lines([f"{name:<24}{(function.__doc__ or '').splitlines()[0]}" for name, function in list_recipes().items()])
+    found = {**list_recipes(), **list_data_recipes()}
+    print_lines([f"{name:<32}{(function.__doc__ or '').splitlines()[0]}" for name, function in found.items()])
 
 
 def quickstart(

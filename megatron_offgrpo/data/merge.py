@@ -117,6 +117,8 @@ def _limit_all_positive(rows: Rows, share: float, seed: int) -> None:
 def _split(rows: Rows, head: IntArray, share: float, seed: int) -> None:
     """Sets whole clusters apart, in the order of their keys, until about `share` of the groups are."""
     kept = np.flatnonzero(rows.fate == KEPT)
+    if len(kept) == 0:
+        return  # the caller says what became of them
     wanted = max(1, round(share * len(kept)))
     heads, inverse, sizes = np.unique(head[kept], return_inverse=True, return_counts=True)
     apart = np.zeros(len(heads), np.bool_)

@@ -31,9 +31,9 @@ SHOWN_CHARACTERS = 1500
 
 @dataclass(frozen=True)
 class Use:
-    """What one recipe's objective makes of the store."""
+    """What the objectives of some recipes, all alike here, make of the store."""
 
-    recipe: str
+    recipes: tuple[str, ...]
     groups: int
     """Groups that it plans (validation set apart)."""
     dead: int
@@ -44,7 +44,7 @@ class Use:
 
 def objective_uses(store: TrajectoryStore, recipes: Mapping[str, RunConfig]) -> list[Use]:
     """Dead groups and sum of |A| by composition, for each recipe that can be planned on this store."""
-    uses = []
+    names: dict[tuple[Any, ...], list[str]] = {}
     for name, run in recipes.items():
         try:
             members = epoch_members(store, run.plan)
@@ -58,8 +58,8 @@ def objective_uses(store: TrajectoryStore, recipes: Mapping[str, RunConfig]) -> 
         kinds = _kinds(signals.reward, starts, ends)
         sums = {kind: float(by_group[kinds == index].sum()) for index, kind in enumerate(COMPOSITIONS)}
         dead = int(sum(not size[start:end].any() for start, end in zip(starts, ends, strict=True)))
-        uses.append(Use(name, len(starts), dead, sums))
-    return uses
+        names.setdefault((len(starts), dead, *sums.items()), []).append(name)
+    return [Use(tuple(alike), groups, dead, dict(sums)) for (groups, dead, *sums), alike in names.items()]
 
 
 def _kinds(rewards: Any, starts: Any, ends: Any) -> Any:
@@ -79,7 +79,9 @@ def terminal_lines(store: TrajectoryStore, found: Audit, uses: list[Use]) -> lis
         lines.append(f"{label:<52}{value}")
     for use in uses:
         sums = ", ".join(f"{kind.replace('_', ' ')} {use.sums[kind]:.1f}" for kind in COMPOSITIONS)
-        lines.append(f"{use.recipe:<28}{use.dead} of {use.groups} groups without a signal; sum of |A|: {sums}")
+        lines.append(
+            f"{use.dead} of {use.groups} groups without a signal; sum of |A|: {sums}; {', '.join(use.recipes)}"
+        )
     path = store.path / DISAGREEMENTS_FILE
     judged = [line for line in _lines_of(path) if line.get("given") != line.get("math-verify")]
     others = sum(1 for _ in _lines_of(path)) - len(judged)
@@ -165,7 +167,7 @@ def _length_section(store: TrajectoryStore) -> str:
 def _use_section(uses: list[Use]) -> str:
     rows = [
         [
-            use.recipe,
+            ", ".join(use.recipes),
             f"{use.groups:,}",
             f"{use.dead:,}",
             _percent(use.dead, use.groups),
@@ -174,7 +176,7 @@ def _use_section(uses: list[Use]) -> str:
         for use in uses
     ]
     header = [
-        "recipe",
+        "recipes",
         "groups",
         "without a signal",
         "share",

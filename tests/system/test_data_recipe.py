@@ -160,11 +160,13 @@ def test_inspect(store, tmp_path, monkeypatch, capsys):
     assert "&lt;script&gt;alert(1)" in html
     assert "http" not in html.replace("http://www.w3.org", "")
     # The released objective: of 4 groups the all-negative one is dead; single right answers have A = b = 0.1.
-    assert "openthinker3_7b " in out
-    line = next(line for line in out.splitlines() if line.startswith("openthinker3_7b "))
-    assert "1 of 4 groups without a signal" in line
-    # Cycled to 8: two single right answers with A = 0.1 each, and a right and a wrong one with A = +-0.5.
-    assert line.endswith("sum of |A|: all positive 1.6, mixed 4.0, all negative 0.0")
+    line = next(line for line in out.splitlines() if "openthinker3_7b," in line)
+    # Cycled to 8: two single right answers with A = 0.1 each, and a right and a wrong one with A = +-0.5. Recipes that
+    # make the same of the store share a line.
+    sums = "sum of |A|: all positive 1.6, mixed 4.0, all negative 0.0; "
+    assert line.startswith(f"1 of 4 groups without a signal; {sums}")
+    assert "qwen3_8b" in line
+    assert "openthinker3_7b_blog" not in line
 
 
 def test_inspect_shows_every_token(store):

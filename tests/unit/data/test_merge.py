@@ -121,3 +121,10 @@ def test_validation_split_depends_on_seed_and_problems_alone(tmp_path):
 def test_a_share_that_no_cluster_fits_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"12 groups in 1 clusters, the largest of 12"):
         decided(tmp_path, many(12, similar=12), validation_share=0.25)
+
+
+def test_a_split_of_nothing_is_left_to_the_caller(tmp_path):
+    """Every group was left out: `prepare` says why, whatever the share."""
+    rows = decided(tmp_path, many(1), validation_share=0.25, filters=FilterConfig(max_all_positive_share=0.0))
+    assert rows.fate.tolist() == [TOO_MANY_POSITIVE]
+    assert not rows.validation.any()
