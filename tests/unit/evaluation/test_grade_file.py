@@ -10,8 +10,8 @@ from megatron_offgrpo.errors import ConfigError, DataError
 from megatron_offgrpo.evaluation.grade_file import grade_file
 
 TRAJECTORIES = Path(__file__).resolve().parents[3].parent / "shared" / "data" / "trajectories"
-EVERY = 6
-"""Every sixth group: the whole sets take most of a minute."""
+EVERY = 12
+"""Every twelfth group: the whole sets take most of a minute."""
 
 
 def record(number, text, answer="7", **more):
@@ -65,10 +65,14 @@ BAD = [
 
 
 def test_malformed_lines_are_listed_with_their_place(tmp_path, capsys):
-    lines = [line for bad, _ in BAD for line in (bad, record(0, "\\boxed{7}"), b"\n")]
+    good = [record(number, "\\boxed{7}") for number in range(len(BAD))]
+    lines = [line for (bad, _), one in zip(BAD, good, strict=True) for line in (bad, one, b"\n")]
     source = write(tmp_path / "in.jsonl", *lines)
     counts = grade_file(source, tmp_path / "out.jsonl", processes=1)
     assert (counts.graded, counts.lenient, counts.rejected) == (len(BAD), len(BAD), len(BAD))
+    # Each score stands beside the line it belongs to.
+    scores = {"strict": 1, "lenient": 1, "extracted": "7", "reason": "equal"}
+    assert read(tmp_path / "out.jsonl") == [one | scores for one in good]
     rejects = read(tmp_path / "out.jsonl.rejects.jsonl")
     # Each bad line is followed by a good and a blank one.
     assert [one["where"] for one in rejects] == [f"{source}:{3 * number + 1}" for number in range(len(BAD))]
