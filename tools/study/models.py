@@ -51,7 +51,7 @@ class ModelSize:
 
     hidden: int = 64
     layers: int = 3
-    steps: int = 2000
+    steps: int = 3000
     batch: int = 32
     lr: float = 0.02
 
