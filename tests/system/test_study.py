@@ -34,8 +34,8 @@ ADDED = Arm("squared", "an added objective", squared_objective)
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory) -> StudySettings:
     return StudySettings(
-        root=tmp_path_factory.mktemp("study"), groups=16, pool=16, solutions=4, test=8, skills=4, validation=4,
-        validation_skills=4, seeds=(0,), lrs=(1e-3,), extensions=0, size=SIZE,
+        root=tmp_path_factory.mktemp("study"), groups=16, pool=16, all_positive_percent=None, solutions=4,
+        test=8, skills=4, validation=4, validation_skills=4, seeds=(0,), lrs=(1e-3,), extensions=0, size=SIZE,
     )  # fmt: skip
 
 

@@ -84,14 +84,14 @@ def flipped(rewards: Rewards, share: float, seed: int = 0) -> Rewards:
     return [[1.0 - reward if rng.random() < share else reward for reward in row] for row in rewards]
 
 
-def of_share(records: list[Record], percent: int) -> list[Record]:
-    """`SHARE_GROUPS` groups of which `percent` are all-positive, in the order of the records.
+def of_share(records: list[Record], percent: int, count: int) -> list[Record]:
+    """The first `count` groups of which `percent` are all-positive, in the order of the records.
 
     Raises:
         DataError: too few of either kind.
     """
-    wanted = {True: round(SHARE_GROUPS * percent / 100)}
-    wanted[False] = SHARE_GROUPS - wanted[True]
+    wanted = {True: round(count * percent / 100)}
+    wanted[False] = count - wanted[True]
     kept = []
     for group in records:
         kind = all(one["reward"] == 1 for one in group["trajectories"])
@@ -100,5 +100,7 @@ def of_share(records: list[Record], percent: int) -> list[Record]:
             kept.append(group)
     if any(wanted.values()):
         got = f"{wanted[True]} all-positive and {wanted[False]} other groups are missing"
-        raise DataError("too few groups", where=f"store positive_{percent}", got=got, remedy="raise the pool")
+        raise DataError(
+            "too few groups", where=f"{count} groups, {percent} % all-positive", got=got, remedy="raise the pool"
+        )
     return kept

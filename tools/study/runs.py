@@ -25,9 +25,9 @@ from tools.study.problems import write_jsonl
 from tools.study.records import Record, with_logprobs, without_logprobs
 from tools.study.settings import StudySettings
 from tools.study.stores import (
+    core_groups,
+    core_questions,
     make_store,
-    questions_file,
-    read_questions,
     reference_seconds,
     rollouts,
     shared_fingerprint,
@@ -194,9 +194,9 @@ def _curve(
 def _in_rounds(job: Job, settings: StudySettings, measuring: Measuring) -> tuple[Path, dict[str, Any], list[Any]]:
     """Generate with the student as it is, label, train; the problems are shared out over the rounds."""
     common, work = job.config(settings), job.folder(settings) / WORK
-    problems = read_questions(questions_file(settings, "train"))[: settings.groups]
+    problems = core_questions(settings)
     size = len(problems) // job.arm.rounds
-    teacher = {group["group_id"]: group for group in without_logprobs(_core(settings))}
+    teacher = {group["group_id"]: group for group in without_logprobs(core_groups(settings))}
     model, weights = student_folder(settings), common.paths.megatron
     log: list[dict[str, float]] = []
     curve: list[dict[str, float]] = []
@@ -225,10 +225,6 @@ def _in_rounds(job: Job, settings: StudySettings, measuring: Measuring) -> tuple
             seconds = facts["train_seconds"] + other_seconds
             curve.append({"accuracy": accuracy, "seconds": seconds, "tokens": facts["tokens"] + generated})
     return model, {**_facts(log), "rollout_seconds": other_seconds, "rollout_tokens": generated}, curve
-
-
-def _core(settings: StudySettings) -> list[Record]:
-    return read_questions(settings.shared / "pool.jsonl")[: settings.groups]
 
 
 def _round_groups(

@@ -25,7 +25,9 @@ class StudySettings:
     groups: int = 256
     """Training problems of the core study."""
     pool: int = 512
-    """Training problems with teacher solutions; the core study takes the first `groups`, ablations draw from all."""
+    """Training problems with teacher solutions, from which the groups are taken."""
+    all_positive_percent: int | None = 75
+    """Share of all-positive groups in the core study; None takes the first `groups` as they are."""
     solutions: int = 8
     test: int = 200
     skills: int = 100

@@ -25,6 +25,7 @@ from recipes.study import study
 from tools.study.models import STUDENT, TEACHER, ModelSize, Upbringing, raise_model
 from tools.study.problems import Split, make_questions, make_skill_questions, write_jsonl
 from tools.study.records import (
+    SHARE_GROUPS,
     Record,
     as_records,
     flipped,
@@ -139,12 +140,12 @@ def build_store(settings: StudySettings, name: str, pool: list[Record]) -> Traje
         ConfigError: no such store.
     """
     output = settings.shared / "stores" / name
-    core = pool[: settings.groups]
+    core = core_groups(settings)
     kind, _, number = name.rpartition("_")
     if name == "own":
         folder = settings.shared / "own_groups"
         problems = settings.shared / "questions" / "core.jsonl"
-        write_jsonl(problems, read_questions(questions_file(settings, "train"))[: settings.groups])
+        write_jsonl(problems, core_questions(settings))
         made = rollouts(
             student_folder(settings),
             problems,
@@ -167,10 +168,26 @@ def build_store(settings: StudySettings, name: str, pool: list[Record]) -> Traje
     elif kind == "noise":
         records = with_rewards(plain, flipped(rewards_of(plain), int(number) / 100))
     elif kind == "positive":
-        records = of_share(without_logprobs(pool), int(number))
+        records = of_share(without_logprobs(pool), int(number), SHARE_GROUPS)
     else:
         raise ConfigError("no such store", where="arm.store", got=name)
     return make_store(settings, records, output, label="given")
+
+
+def core_groups(settings: StudySettings) -> list[Record]:
+    """The labelled teacher solutions that every arm of the core study trains on or on whose problems it generates."""
+    pool = read_questions(settings.shared / "pool.jsonl")
+    if settings.all_positive_percent is None:
+        return pool[: settings.groups]
+    return of_share(pool, settings.all_positive_percent, settings.groups)
+
+
+def core_questions(settings: StudySettings) -> list[Record]:
+    """Their problems, as benchmark records."""
+    return [
+        {"id": group["group_id"], "problem": group["problem"], "answer": group["answer"]}
+        for group in core_groups(settings)
+    ]
 
 
 def label_pool(settings: StudySettings) -> list[Record]:
@@ -266,7 +283,7 @@ def build_shared(settings: StudySettings, stores: tuple[str, ...], referenced: t
 
 def teacher_facts(settings: StudySettings) -> dict[str, float]:
     """Accuracy of the teacher's solutions and share of all-positive groups, of the core study's problems."""
-    rewards = rewards_of(read_questions(settings.shared / "pool.jsonl")[: settings.groups])
+    rewards = rewards_of(core_groups(settings))
     return {
         "accuracy": float(np.mean([reward for row in rewards for reward in row])),
         "all_positive_share": float(np.mean([all(row) for row in rewards])),

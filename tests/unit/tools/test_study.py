@@ -98,13 +98,11 @@ class TestRecords:
         assert records.flipped(rewards, 1.0) == [[0.0] * 1000]
         assert 1000 - sum(records.flipped(rewards, 0.2)[0]) == pytest.approx(200, abs=60)
 
-    def test_of_share(self, monkeypatch):
-        monkeypatch.setattr(records, "SHARE_GROUPS", 2)
-        assert [one["group_id"] for one in records.of_share(RECORDS, 50)] == ["0", "1"]
-        assert [one["group_id"] for one in records.of_share(RECORDS, 100)] == ["1", "3"]
-        monkeypatch.setattr(records, "SHARE_GROUPS", 3)
+    def test_of_share(self):
+        assert [one["group_id"] for one in records.of_share(RECORDS, 50, 2)] == ["0", "1"]
+        assert [one["group_id"] for one in records.of_share(RECORDS, 100, 2)] == ["1", "3"]
         with pytest.raises(DataError, match="1 all-positive and 0 other"):
-            records.of_share(RECORDS, 100)
+            records.of_share(RECORDS, 100, 3)
 
 
 SETTINGS = StudySettings(root=Path("study"), lrs=(1e-4, 3e-4), extensions=2, seeds=(0, 1))
