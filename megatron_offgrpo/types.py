@@ -25,6 +25,8 @@ class TrajectoryRecord:
     on_policy: bool = False
     """True for the student's own rollouts."""
     sample_id: str | None = None
+    finish_reason: str | None = None
+    """`length` where the generator cut the text at its limit: the response then gets no EOS."""
 
 
 @dataclass(frozen=True)

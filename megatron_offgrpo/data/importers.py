@@ -27,6 +27,7 @@ class Names:
     source: str = "source"
     on_policy: str = "on_policy"
     sample_id: str = "sample_id"
+    finish_reason: str = "finish_reason"
 
     @property
     def group_fields(self) -> tuple[str, ...]:
@@ -34,7 +35,8 @@ class Names:
 
     @property
     def trajectory_fields(self) -> tuple[str, ...]:
-        return self.text, self.reward, self.logprobs, self.source, self.on_policy, self.sample_id
+        own = (self.text, self.reward, self.logprobs, self.source, self.on_policy)
+        return *own, self.sample_id, self.finish_reason
 
 
 OURS = Names()
@@ -73,6 +75,7 @@ def _trajectory(raw: Any, where: str, names: Names) -> TrajectoryRecord:
         source=fields.text(raw, names.source, f"{where}."),
         on_policy=bool(on_policy),
         sample_id=fields.text(raw, names.sample_id, f"{where}."),
+        finish_reason=fields.text(raw, names.finish_reason, f"{where}."),
     )
 
 

@@ -10,6 +10,8 @@ from megatron_offgrpo.data.rejects import RecordError
 from megatron_offgrpo.data.store_schema import StoreRow
 from megatron_offgrpo.errors import DataError
 
+CUT = "length"
+"""`finish_reason` of a response that the generator cut, as OpenAI's interface and vLLM call it."""
 THINK = "<think>"
 
 
@@ -126,9 +128,10 @@ def _row(group: LabelledGroup, prompt_ids: list[int], text_ids: list[list[int]],
     trajectories = group.group.trajectories
     responses, logprobs, truncated = [], [], []
     for index, (one, plain) in enumerate(zip(trajectories, text_ids, strict=True)):
-        whole = plain if plain[-1:] == [eos] else [*plain, eos]
+        was_cut = one.finish_reason == CUT
+        whole = plain if was_cut or plain[-1:] == [eos] else [*plain, eos]
         mu = _behaviour(one.logprobs, len(plain), len(whole), f"trajectories[{index}].logprobs")
-        truncated.append(len(whole) > limits.response_tokens)
+        truncated.append(was_cut or len(whole) > limits.response_tokens)
         responses.append(whole[: limits.response_tokens])
         logprobs.append(None if mu is None else mu[: limits.response_tokens])
     return StoreRow(

@@ -135,7 +135,7 @@ def _json(path: Path) -> dict[str, Any]:
 def _lines(path: Path) -> list[dict[str, Any]]:
     """JSON lines; a last line cut off by a kill is left out."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+        return [json.loads(line) for line in lines]
     except (OSError, ValueError) as cause:
         raise DataError(f"unreadable ({cause})", where=str(path), expected="one JSON object a line") from None

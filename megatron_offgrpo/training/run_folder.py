@@ -91,5 +91,5 @@ class MetricsLog:
 def read_metrics(folder: Path) -> list[dict[str, float]]:
     """The logged steps of a run; a line cut off by a kill is left out."""
     path = folder / METRICS_FILE
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+    return [json.loads(line) for line in lines]

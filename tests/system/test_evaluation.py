@@ -1,5 +1,6 @@
 """vLLM, in process and as a server, and Hugging Face on the shipped base student: the same tokens and log-probs."""
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -129,13 +130,19 @@ def server(tmp_path_factory):
     log = tmp_path_factory.mktemp("server") / "log"
     with log.open("w") as file:
         process = subprocess.Popen(
-            list(map(str, command)), env={**os.environ, **settings}, stdout=file, stderr=subprocess.STDOUT
+            list(map(str, command)),
+            env={**os.environ, **settings},
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
     try:
         wait_until_ready(process, f"http://127.0.0.1:{port}/health", log)
         yield process, f"http://127.0.0.1:{port}/v1"
     finally:
-        process.terminate()
+        # The engine is a process of its own, and outlives a server that is killed.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait(60)
 
 

@@ -43,6 +43,16 @@ def test_a_response_that_ends_in_eos_gets_no_second_one(tokenizer):
     assert row.response_ids[2] == [tokenizer.eos_token_id]
 
 
+def test_a_response_that_its_generator_cut_gets_no_eos(tokenizer):
+    (ids,) = tokenizer(["4 2"], add_special_tokens=False)["input_ids"]
+    mu = tuple(-0.5 for _ in ids)
+    cut = TrajectoryRecord("4 2", logprobs=mu, finish_reason="length")
+    (row,) = tokenise([make(cut, TrajectoryRecord("4 2", finish_reason="stop"))], tokenizer, WIDE)
+    assert row.response_ids == [ids, [*ids, tokenizer.eos_token_id]]
+    assert row.truncated == [True, False]
+    assert row.behaviour_logprobs == [list(mu), None]
+
+
 def test_long_responses_are_cut_and_keep_their_reward(tokenizer):
     digits = "9 8 7 6 5"
     (ids,) = tokenizer([digits], add_special_tokens=False)["input_ids"]
