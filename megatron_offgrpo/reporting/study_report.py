@@ -181,7 +181,8 @@ def curve_plot(arms: Sequence[Summary], column: int, unit: str) -> str:
             axes.plot(*values, color=named.get(name, "#c9d0d9"), label=label, zorder=3 if label else 1)
         axes.set_xlabel(unit)
         axes.set_ylabel("accuracy, temperature 0.6")
-        axes.legend(loc="lower right")
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(loc="lower right")
         return as_svg(drawing, f"curve-{unit}")
 
 
