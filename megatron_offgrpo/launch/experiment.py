@@ -206,7 +206,8 @@ def last_lines(experiment: Any, task: TaskState, workdir: str) -> list[str]:
         known = ", ".join(job.id for job in experiment.jobs)
         raise ConfigError("no such task", where=experiment._id, expected=f"one of {known}", got=task.name)
     if isinstance(job.executor, nemo_run.LocalExecutor):
-        patterns = [f"{workdir}/logs/{experiment._id}/{task.name}.log"]
+        stem = f"{workdir}/logs/{experiment._id}/{task.name}"
+        patterns = [f"{stem}.log", f"{stem}.outcome"]
     else:
         # The batch script's own remarks last: they name the reason.
         folder = f"{job.executor.tunnel.job_dir}/{task.name}"

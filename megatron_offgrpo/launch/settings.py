@@ -98,6 +98,8 @@ def local_script(
     quoted = shlex.quote(folder)
     lines = [f"mkdir -p {quoted}", f"cd {shlex.quote(settings.workdir)} || exit 1"]
     lines += [f"export {key}={shlex.quote(value)}" for key, value in settings.environment.items()]
+    # torchrun buries the reason of a failure under its own report.
+    lines.append(f"export OFFGRPO_OUTCOME={quoted}/{name}.outcome")
     for other in before:
         lines.append(f'[[ -e {quoted}/{other}.done ]] || {{ echo "not started: {other} did not succeed"; exit 1; }}')
     command = [settings.python]

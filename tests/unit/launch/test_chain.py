@@ -94,6 +94,7 @@ def test_the_script_of_a_local_task():
         "mkdir -p /w/logs/x\n"
         "cd /w || exit 1\n"
         "export NOTE='two words'\n"
+        "export OFFGRPO_OUTCOME=/w/logs/x/train.outcome\n"
         '[[ -e /w/logs/x/plan.done ]] || { echo "not started: plan did not succeed"; exit 1; }\n'
         "set -o pipefail\n"
         "python -m torch.distributed.run --standalone --nproc-per-node=2 -m megatron_offgrpo.cli train quickstart "
