@@ -45,7 +45,7 @@ test: $(STAMP) install-slurm install-launch
 
 # What is too long for every change: five chains in a row on Slurm, and the like.
 soak: $(STAMP) install-slurm install-launch
-	cd $(ROOT) && $(BIN)/python -m pytest tests/soak $(ARGS)
+	cd $(ROOT) && $(BIN)/python -m pytest -m "soak or not soak" tests/soak $(ARGS)
 
 # For the tests: a Slurm that they start themselves.
 install-slurm:

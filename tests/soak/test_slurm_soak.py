@@ -1,4 +1,4 @@
-"""The tests on Slurm five times in a row, each on a new cluster, and a time limit that is really reached."""
+"""The chain on Slurm five times in a row, each on a new cluster; what `make test` leaves out; a time limit."""
 
 import os
 import subprocess
@@ -15,8 +15,11 @@ pytestmark = pytest.mark.skipif(bool(missing_programs()), reason=f"no Slurm here
 
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("number", range(5))
-def test_the_suite_in_a_row(number, tmp_path):
-    command = [sys.executable, "-m", "pytest", "tests/system/slurm", "-q", "-x", f"--basetemp={tmp_path / 'suite'}"]
+def test_the_chain_in_a_row(number, tmp_path):
+    """With the signal in mid-run and the shards; the first time all tests on Slurm, those of the soak included."""
+    tests = "tests/system/slurm" + ("" if number == 0 else "/test_pipeline.py")
+    options = ["-m", "soak or not soak", "-q", "-x", f"--basetemp={tmp_path / 'suite'}"]
+    command = [sys.executable, "-m", "pytest", tests, *options]
     # Evaluations in arrays, too.
     environment = {**os.environ, "SLURM_TEST_EVAL_SHARDS": "2"}
     done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)

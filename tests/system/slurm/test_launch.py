@@ -75,6 +75,7 @@ def test_slurm_says_which_step_failed_and_why(on_slurm, chain, cluster):
     assert accounted.split() == ["research|2|FAILED"]
 
 
+@pytest.mark.soak
 def test_slurm_success_detached_and_cancelled(on_slurm, chain, cluster):
     sets = settings(chain[0])
     output = on_slurm.launch("slurm", *sets, "--steps", "report", "--poll-seconds", "1")
@@ -99,6 +100,7 @@ def test_local_executor(local, chain):
     assert "report.html" in local("jobs", "logs", local.experiment(), "report")
 
 
+@pytest.mark.soak
 def test_torchrun_stops_after_a_failure(local, chain):
     """NeMo-Run's local executor alone would go on with the export."""
     sets = settings(chain[0], f"paths.reference={local.folder / 'none'}", f"paths.output={local.folder / 'out'}")
