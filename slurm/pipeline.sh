@@ -49,5 +49,5 @@ while IFS=$'\t' read -r name script shards needs words; do
   fi
   id=$(sbatch "${options[@]}" "$OFFGRPO_HOME/slurm/$script.sbatch" "${arguments[@]}")
   job[$name]=${id%%;*}
-  printf '%-16s%s%s\n' "$name" "${job[$name]}" "${after:+  after${after//:/ }}"
+  printf '%-20s%s%s\n' "$name" "${job[$name]}" "${after:+  after${after//:/ }}"
 done <<<"$chain"
