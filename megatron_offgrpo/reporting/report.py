@@ -33,6 +33,7 @@ def write_report(run_dir: Path) -> Path:
         _curves(run),
         _lengths(run),
         _groups(run),
+        _weight_check(run),
         examples.examples_section(run, comparison[1] if comparison else []),
         _stages(run),
         _configuration(run),
@@ -193,6 +194,24 @@ def _groups(run: RunFiles) -> str:
     return section(
         "Trajectory groups", figure(plots.bar_plot("groups", rows, "groups"), note, wide=True), paragraph(note, "soft")
     )
+
+
+def _weight_check(run: RunFiles) -> str:
+    """By how much trainer, Transformers and vLLM differ on the same tokens."""
+    check = run.weight_check
+    if not check:
+        return ""
+    rows = [
+        [f"{one['first']} and {one['second']}", f"{one['mean_abs']:.2e}", f"{one['max_abs']:.2e}"]
+        for one in check["pairs"]
+    ]
+    found = "compute the same model" if check["agree"] else "do NOT compute the same model"
+    note = (
+        f"On {check['tokens']:,} tokens of {check['trajectories']} trajectories they {found}: a mean of at most "
+        f"{check['largest_mean_allowed']:g} counts as rounding."
+    )
+    header = ["log-probs of", "mean difference (nats)", "largest"]
+    return section("Same weights everywhere?", table(header, rows, number_columns=(1, 2)), paragraph(note, "soft"))
 
 
 def _stages(run: RunFiles) -> str:

@@ -11,6 +11,8 @@ from megatron_offgrpo.errors import DataError
 from megatron_offgrpo.evaluation.evaluate import GRADED, METRICS, correctness
 from megatron_offgrpo.evaluation.statistics import Comparison, CorrectArray, compare
 
+WEIGHT_CHECK = "weight_check.json"
+
 
 @dataclass(frozen=True)
 class EvaluationFiles:
@@ -37,6 +39,8 @@ class RunFiles:
     """Response tokens of each trajectory in the store."""
     groups: dict[str, int]
     """Number of groups by composition."""
+    weight_check: dict[str, Any] = field(default_factory=dict)
+    """What `offgrpo check-weights --output RUN_DIR/weight_check.json` found, or empty."""
     absent: list[str] = field(default_factory=list)
     """What the report lacks, a sentence each."""
 
@@ -57,7 +61,7 @@ class RunFiles:
 
 def read_run(folder: Path) -> RunFiles:
     """Reads RUN_DIR: `train/` (or RUN_DIR itself where it is a training folder), `eval_base/`, `eval_final/`,
-    `summary.json`.
+    `summary.json`, `weight_check.json`.
 
     Raises:
         DataError: neither training metrics nor an evaluation is there, or a file is damaged.
@@ -87,7 +91,8 @@ def read_run(folder: Path) -> RunFiles:
     store = _store(folder, manifest, absent)
     groups = summary.get("groups") or (store.manifest.counts["groups"] if store else {})
     lengths = [int(length) for length in store.response_lengths] if store else None
-    return RunFiles(folder, steps, manifest, summary, base, final, lengths, groups, absent)
+    check = _json(folder / WEIGHT_CHECK) if (folder / WEIGHT_CHECK).is_file() else {}
+    return RunFiles(folder, steps, manifest, summary, base, final, lengths, groups, check, absent)
 
 
 def _evaluation(folder: Path, absent: list[str]) -> EvaluationFiles | None:
