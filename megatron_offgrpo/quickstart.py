@@ -23,7 +23,8 @@ from megatron_offgrpo.config import PathsConfig, RunConfig, to_dict
 from megatron_offgrpo.data.prepare import PrepareConfig, prepare, summary_lines
 from megatron_offgrpo.data.store import TrajectoryStore, tokenizer_fingerprint
 from megatron_offgrpo.errors import OffgrpoError
-from megatron_offgrpo.planning.plan import build_plan, load_plan, save_plan
+from megatron_offgrpo.planning.plan import build_plan
+from megatron_offgrpo.planning.plan_files import load_plan, save_plan
 from megatron_offgrpo.progress import say
 from megatron_offgrpo.recipe import load_recipe
 from megatron_offgrpo.reporting.plan_summary import plan_lines

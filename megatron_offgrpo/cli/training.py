@@ -58,7 +58,8 @@ def _make_plan(run: RunConfig, assume: str | None, *, needs_store: bool) -> Plan
     """The plan of the recipe's store, saved; of assumed groups, not saved; or None without either."""
     from megatron_offgrpo.data.store import TrajectoryStore
     from megatron_offgrpo.planning.assumed import AssumedGroups
-    from megatron_offgrpo.planning.plan import build_plan, save_plan
+    from megatron_offgrpo.planning.plan import build_plan
+    from megatron_offgrpo.planning.plan_files import save_plan
 
     if assume is not None:
         size, longest = run.plan.trajectories_per_group or 8, run.objective.max_response_tokens

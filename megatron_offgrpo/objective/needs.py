@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar
 
 Unit = Literal["token", "trajectory", "group"]
 Extra = Literal["ref", "on_policy"]
-Behaviour = Literal["unused", "optional", "on_policy", "required"]
+Behaviour = Literal["optional", "on_policy", "required"]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 

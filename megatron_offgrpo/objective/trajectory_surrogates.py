@@ -29,7 +29,7 @@ def gspo(
     return -torch.minimum(ratio * advantage, ratio.clamp(1.0 - epsilon_low, 1.0 + epsilon_high) * advantage)
 
 
-@needs("trajectory", behaviour="unused")
+@needs("trajectory")
 def sequence_probability(logp: Tensor, mu: Tensor, advantage: Tensor, num_tokens: Tensor) -> Tensor:
     """-A * p, with p = exp(logp / num_tokens), the geometric mean of the token probabilities.
 
@@ -50,7 +50,7 @@ def topr(logp: Tensor, mu: Tensor, advantage: Tensor, num_tokens: Tensor) -> Ten
     return -advantage * torch.where(advantage < 0, tapered, 1.0) * logp
 
 
-@needs("group", takes=("ref",), behaviour="unused")
+@needs("group", takes=("ref",))
 def dpo(
     logp: Tensor, mu: Tensor, advantage: Tensor, num_tokens: Tensor, *, ref: Tensor, temperature: float = 0.1
 ) -> Tensor:
@@ -65,7 +65,7 @@ def dpo(
     return (pairs * losses).sum() / pairs.sum().clamp(min=1.0)
 
 
-@needs("group", takes=("ref",), behaviour="unused")
+@needs("group", takes=("ref",))
 def kto(
     logp: Tensor,
     mu: Tensor,

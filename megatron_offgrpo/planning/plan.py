@@ -1,16 +1,13 @@
 """PLAN: steps, packs and token weights of a whole run; the same for any number of GPUs."""
 
-import zipfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from megatron_offgrpo.artifacts import Manifest, atomic_folder, fingerprint_of, read_manifest, write_manifest
+from megatron_offgrpo.artifacts import Manifest, fingerprint_of
 from megatron_offgrpo.config import ObjectiveConfig, PlanConfig, to_dict
 from megatron_offgrpo.errors import ConfigError, DataError
 from megatron_offgrpo.objective.needs import needs_of
@@ -29,8 +26,6 @@ from megatron_offgrpo.progress import progress
 from megatron_offgrpo.types import FloatArray, IntArray
 
 Int32Array = npt.NDArray[np.int32]
-ARRAYS_FILE = "plan.npz"
-REMEDY = "run `offgrpo plan` again"
 ARRAYS = {
     "trajectory": np.int64,
     "group": np.int64,
@@ -154,7 +149,7 @@ def build_plan(store: Groups, plan: PlanConfig, objective: ObjectiveConfig, *, v
     arrays["pack_padded"] = -(-arrays["pack_tokens"] // plan.pack_multiple) * np.int32(plan.pack_multiple)
     manifest = Manifest(
         kind="plan",
-        fingerprint=_fingerprint(arrays),
+        fingerprint=arrays_fingerprint(arrays),
         inputs={"store": store.manifest.fingerprint},
         counts=_counts(store, members, signals, groups, arrays),
         config=plan_settings(plan, objective),
@@ -184,58 +179,6 @@ def validation_plan(store: Groups, plan: PlanConfig, objective: ObjectiveConfig)
         )
     whole = replace(plan, epochs=1, groups_per_step=store.num_groups, shuffle=False, drop_silent_groups=False)
     return build_plan(store, whole, objective, validation=True)
-
-
-def save_plan(plan: Plan, path: str | Path) -> None:
-    """Writes the plan as a folder that appears only when it is complete."""
-    with atomic_folder(Path(path)) as folder:
-        np.savez(folder / ARRAYS_FILE, **{name: getattr(plan, name) for name in ARRAYS})
-        write_manifest(folder, plan.manifest)
-
-
-def load_plan(path: str | Path) -> Plan:
-    """Reads a plan.
-
-    Raises:
-        DataError: no finished plan there, or its arrays are damaged.
-    """
-    folder = Path(path)
-    manifest = read_manifest(folder, "plan", remedy=f"{REMEDY} to write {folder}")
-    file = folder / ARRAYS_FILE
-    try:
-        with np.load(file, allow_pickle=False) as arrays_file:
-            arrays = {name: arrays_file[name] for name in ARRAYS}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as cause:
-        raise DataError(f"unreadable plan ({cause})", where=str(file), remedy=REMEDY) from None
-    if _fingerprint(arrays) != manifest.fingerprint:
-        raise DataError(
-            "the plan's arrays do not fit its manifest",
-            where=str(file),
-            expected=f"fingerprint {manifest.fingerprint}",
-            got=_fingerprint(arrays),
-            remedy=REMEDY,
-        )
-    return Plan(manifest=manifest, **arrays)
-
-
-def require_settings(plan: Plan, plan_config: PlanConfig, objective: ObjectiveConfig, *, where: str) -> None:
-    """Refuses a plan that was made with other settings than the run's.
-
-    Raises:
-        DataError: naming the first differing field with both values.
-    """
-    wanted = plan_settings(plan_config, objective)
-    for section, values in wanted.items():
-        for name, value in values.items():
-            recorded = plan.manifest.config.get(section, {}).get(name)
-            if recorded != value:
-                raise DataError(
-                    f"this plan was made with another {section}.{name}",
-                    where=where,
-                    expected=value,
-                    got=recorded,
-                    remedy=REMEDY,
-                )
 
 
 def reference_order(store: Groups, plan: PlanConfig, objective: ObjectiveConfig) -> list[list[int]]:
@@ -354,7 +297,7 @@ def _check_silent(objective: ObjectiveConfig) -> None:
         )
 
 
-def _fingerprint(arrays: dict[str, Any]) -> str:
+def arrays_fingerprint(arrays: dict[str, Any]) -> str:
     """Of the content alone: equal plans have equal fingerprints wherever they were made."""
     parts: list[Any] = []
     for name, dtype in ARRAYS.items():

@@ -8,7 +8,8 @@ from megatron_offgrpo.config import RunConfig, to_dict
 from megatron_offgrpo.data.store import TrajectoryStore
 from megatron_offgrpo.model.hf_config import Architecture, read_architecture
 from megatron_offgrpo.objective.compose import needs_reference
-from megatron_offgrpo.planning.plan import Plan, load_plan, require_settings, validation_plan
+from megatron_offgrpo.planning.plan import Plan, validation_plan
+from megatron_offgrpo.planning.plan_files import load_plan, require_settings
 from megatron_offgrpo.training.checkpoint_folder import require_latest
 from megatron_offgrpo.training.reference_cache import ReferenceCache, inputs_of, open_reference
 

@@ -16,7 +16,8 @@ from megatron_offgrpo.artifacts import read_manifest
 from megatron_offgrpo.config import LayoutConfig, with_values
 from megatron_offgrpo.errors import CheckpointError, ConfigError, TrainingError
 from megatron_offgrpo.parallel import runtime
-from megatron_offgrpo.planning.plan import build_plan, load_plan, save_plan
+from megatron_offgrpo.planning.plan import build_plan
+from megatron_offgrpo.planning.plan_files import load_plan, save_plan
 from megatron_offgrpo.training import checkpoint_folder, loop, reference
 from megatron_offgrpo.training.checkpoint_folder import latest, read_best, sha256_of
 from megatron_offgrpo.training.run_folder import read_metrics

@@ -18,7 +18,8 @@ from megatron_offgrpo.data.store import TrajectoryStore
 from megatron_offgrpo.errors import CheckpointError, ConfigError, DataError, TrainingError
 from megatron_offgrpo.objective import surrogates
 from megatron_offgrpo.parallel import runtime
-from megatron_offgrpo.planning.plan import build_plan, load_plan, save_plan
+from megatron_offgrpo.planning.plan import build_plan
+from megatron_offgrpo.planning.plan_files import load_plan, save_plan
 from megatron_offgrpo.training import loop, reference
 from megatron_offgrpo.training.checkpoint_folder import latest
 from megatron_offgrpo.training.run_folder import read_metrics

@@ -1,5 +1,6 @@
 """200,000 synthetic groups through `offgrpo prepare`: memory does not grow with the number of records."""
 
+import contextlib
 import json
 import os
 import random
@@ -51,11 +52,10 @@ def peaks(folder: Path, name: str, number: int) -> tuple[int, int, float]:
     main, worker = 0, 0
     watched = psutil.Process(process.pid)
     while process.poll() is None:
-        try:
+        # It may end between the two looks.
+        with contextlib.suppress(psutil.Error):
             main = max(main, _private(watched))
             worker = max([worker, *(_private(child) for child in watched.children(recursive=True))])
-        except psutil.Error:
-            pass  # it ended between the two looks
         time.sleep(0.2)
     assert process.returncode == 0
     counts = json.loads((folder / name / "manifest.json").read_text())["counts"]

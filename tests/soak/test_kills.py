@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from checkpoints_conversion import hf_to_megatron, megatron_to_hf
-from megatron_offgrpo.planning.plan import build_plan, save_plan
+from megatron_offgrpo.planning.plan import build_plan
+from megatron_offgrpo.planning.plan_files import save_plan
 from megatron_offgrpo.training.run_folder import read_metrics
 from tests.distributed.toy import toy_run, write_hf_model, write_toy_store
 from tests.system.cli import command, environment, offgrpo

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 
 from checkpoints_conversion import hf_to_megatron, megatron_to_hf
 from megatron_offgrpo.config import to_dict
-from megatron_offgrpo.planning.plan import build_plan, save_plan
+from megatron_offgrpo.planning.plan import build_plan
+from megatron_offgrpo.planning.plan_files import save_plan
 from tests.distributed.toy import in_folder, toy_run, write_hf_model, write_toy_store
 from tests.system.cli import command, environment, offgrpo
 from tests.system.kills import train_through_kills

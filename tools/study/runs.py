@@ -16,7 +16,8 @@ from megatron_offgrpo.data.store import TrajectoryStore
 from megatron_offgrpo.errors import OffgrpoError, TrainingError
 from megatron_offgrpo.objective.compose import needs_reference
 from megatron_offgrpo.parallel import runtime
-from megatron_offgrpo.planning.plan import build_plan, save_plan
+from megatron_offgrpo.planning.plan import build_plan
+from megatron_offgrpo.planning.plan_files import save_plan
 from megatron_offgrpo.training.loop import CHECKPOINTS, train
 from megatron_offgrpo.training.run_folder import read_metrics
 from recipes.study import Arm, study

@@ -64,11 +64,10 @@ class Daemons:
     def _killed_all(self) -> bool:
         left = descendants()
         for pid in left:
-            try:
+            # It may have ended by itself, or be another's child.
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, os.WNOHANG)
-            except (ProcessLookupError, ChildProcessError):
-                pass
         return not left
 
 

@@ -39,7 +39,7 @@ class Stub:
             protocol_version = "HTTP/1.1"
 
             def log_message(self, *_):
-                pass
+                """Requests are not logged."""
 
             def reply(self, status, body):
                 data = body if isinstance(body, bytes) else json.dumps(body).encode()

@@ -13,7 +13,8 @@ from megatron_offgrpo.config import PlanConfig
 from megatron_offgrpo.errors import ConfigError, DataError
 from megatron_offgrpo.objective import advantages
 from megatron_offgrpo.planning import plan as plan_module
-from megatron_offgrpo.planning.plan import ARRAYS, build_plan, load_plan, reference_order, require_settings, save_plan
+from megatron_offgrpo.planning.plan import ARRAYS, build_plan, reference_order
+from megatron_offgrpo.planning.plan_files import load_plan, require_settings, save_plan
 from tests.unit.planning.fakes import OBJECTIVE, fake_store, random_store
 
 CONFIG = PlanConfig(groups_per_step=4, trajectories_per_group=None, max_pack_tokens=100, pack_multiple=8, epochs=2)

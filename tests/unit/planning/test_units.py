@@ -11,7 +11,8 @@ from megatron_offgrpo.errors import ConfigError, DataError
 from megatron_offgrpo.objective import surrogates
 from megatron_offgrpo.objective.trajectory_surrogates import dpo, gspo, topr
 from megatron_offgrpo.planning.packing import pack_groups
-from megatron_offgrpo.planning.plan import build_plan, reference_order, require_settings
+from megatron_offgrpo.planning.plan import build_plan, reference_order
+from megatron_offgrpo.planning.plan_files import require_settings
 from tests.unit.planning.fakes import OBJECTIVE, fake_store, random_store
 
 CONFIG = PlanConfig(groups_per_step=4, trajectories_per_group=None, max_pack_tokens=640, pack_multiple=8, epochs=2)
