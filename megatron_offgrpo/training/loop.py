@@ -125,8 +125,7 @@ class _Training:
         """One step of the plan and what it logs; a bad step that is skipped logs `skipped`."""
         self.watchdog.alive(f"step {step}")
         plan, started = self.inputs.plan, time.perf_counter()
-        packs = list(plan.packs_of_step(step))
-        mine = [None if place is None else packs[place] for place in self._assign(plan, packs)]
+        mine = self._own_packs(plan, plan.packs_of_step(step))
         try:
             lr = learning_rate(step, plan.num_steps, self.run.optimizer)
             result = train_step(self.student, mine, self._batches(plan), self.run, self.place, lr)
@@ -142,11 +141,13 @@ class _Training:
         self.bad_steps, self.has_learnt = 0, True
         return _values(result, plan, self.run, step, time.perf_counter() - started, self.place)
 
-    def _assign(self, plan: Plan, packs: list[int]) -> list[int | None]:
+    def _own_packs(self, plan: Plan, packs: range) -> list[int | None]:
+        """This rank's share of the packs, by the plan's numbers; None is a zero-weight pack."""
         group = self.run.layout.pp if self.run.layout.vpp > 1 else 1
         shape, recompute = shape_of(self.inputs.architecture), self.run.model.recompute == "full"
-        costs = pack_flops(plan, shape, recompute=recompute, packs=range(packs[0], packs[-1] + 1))
-        return assign(costs, self.place.dp, group)[self.place.dp_rank]
+        costs = pack_flops(plan, shape, recompute=recompute, packs=packs)
+        mine = assign(costs, self.place.dp, group)[self.place.dp_rank]
+        return [None if place is None else packs[place] for place in mine]
 
     def _batches(self, plan: Plan) -> MakeBatch:
         def make_batch(pack: int | None) -> Batch:
@@ -167,8 +168,7 @@ class _Training:
         self.watchdog.alive("validation")
         plan, started = self.inputs.validation, time.perf_counter()
         assert plan is not None
-        packs = list(range(plan.num_packs))
-        mine = [None if place is None else packs[place] for place in self._assign(plan, packs)]
+        mine = self._own_packs(plan, range(plan.num_packs))
         values = validate(self.student, mine, self._batches(plan), self.run, self.place)
         return values | {f"{PREFIX}seconds": time.perf_counter() - started}
 

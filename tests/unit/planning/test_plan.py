@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from megatron_offgrpo.config import PlanConfig
 from megatron_offgrpo.errors import ConfigError, DataError
 from megatron_offgrpo.objective import advantages
-from megatron_offgrpo.planning import plan as plan_module
+from megatron_offgrpo.planning import plan_files
 from megatron_offgrpo.planning.plan import ARRAYS, build_plan, reference_order
 from megatron_offgrpo.planning.plan_files import load_plan, require_settings, save_plan
 from tests.unit.planning.fakes import OBJECTIVE, fake_store, random_store
@@ -215,7 +215,7 @@ def test_a_plan_of_other_settings_is_refused(tmp_path):
 @pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "fingerprint"])
 def test_damaged_plans_are_refused(tmp_path, damage):
     save_plan(build_plan(random_store(12), CONFIG, OBJECTIVE), tmp_path / "plan")
-    file = tmp_path / "plan" / plan_module.ARRAYS_FILE
+    file = tmp_path / "plan" / plan_files.ARRAYS_FILE
     content = bytearray(file.read_bytes())
     if damage == "truncate":
         file.write_bytes(content[: len(content) // 2])
