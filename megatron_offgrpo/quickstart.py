@@ -19,7 +19,8 @@ from megatron_offgrpo.artifacts import (
     fingerprint_of_files,
     write_json_atomically,
 )
-from megatron_offgrpo.config import PathsConfig, RunConfig, to_dict
+from megatron_offgrpo.config import PathsConfig, RunConfig
+from megatron_offgrpo.config_values import to_dict
 from megatron_offgrpo.data.prepare import PrepareConfig, prepare, summary_lines
 from megatron_offgrpo.data.store import TrajectoryStore, tokenizer_fingerprint
 from megatron_offgrpo.errors import OffgrpoError

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from megatron_offgrpo.config import RunConfig, resolve_callable
+from megatron_offgrpo.config import RunConfig
+from megatron_offgrpo.config_values import resolve_callable
 from megatron_offgrpo.data_config import PrepareConfig
 from megatron_offgrpo.errors import ConfigError
 

@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 from megatron_offgrpo import __version__
 from megatron_offgrpo.artifacts import MANIFEST, fingerprint_of
-from megatron_offgrpo.config import to_dict
+from megatron_offgrpo.config_values import to_dict
 from megatron_offgrpo.data.decontamination import BenchmarkIndex
 from megatron_offgrpo.data.grouping import grouped_parts, grouping_counts, grouping_rejects, is_sharegpt
 from megatron_offgrpo.data.importers import parse_conditions

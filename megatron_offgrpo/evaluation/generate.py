@@ -23,7 +23,7 @@ from megatron_offgrpo.artifacts import (
     read_manifest,
     write_manifest,
 )
-from megatron_offgrpo.config import to_dict
+from megatron_offgrpo.config_values import to_dict
 from megatron_offgrpo.errors import ConfigError, DataError
 from megatron_offgrpo.evaluation.benchmarks import Question, find_benchmark
 from megatron_offgrpo.evaluation.generation import (

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_offgrpo.artifacts import Manifest, fingerprint_of, fingerprint_of_files
-from megatron_offgrpo.config import to_dict
+from megatron_offgrpo.config_values import to_dict
 from megatron_offgrpo.data.grading import GradingPool
 from megatron_offgrpo.errors import ConfigError, DataError
 from megatron_offgrpo.evaluation.benchmarks import Question, find_benchmark

@@ -6,7 +6,8 @@ from typing import Protocol
 import numpy as np
 
 from megatron_offgrpo.artifacts import Manifest
-from megatron_offgrpo.config import ObjectiveConfig, PlanConfig, WeightMode, to_dict
+from megatron_offgrpo.config import ObjectiveConfig, PlanConfig, WeightMode
+from megatron_offgrpo.config_values import to_dict
 from megatron_offgrpo.errors import ConfigError
 from megatron_offgrpo.objective.advantages import group_advantages
 from megatron_offgrpo.objective.needs import needs_of

@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_offgrpo.artifacts import Manifest, fingerprint_of
-from megatron_offgrpo.config import ObjectiveConfig, PlanConfig, to_dict
+from megatron_offgrpo.config import ObjectiveConfig, PlanConfig
+from megatron_offgrpo.config_values import to_dict
 from megatron_offgrpo.errors import ConfigError, DataError
 from megatron_offgrpo.objective.needs import needs_of
 from megatron_offgrpo.planning.members import (

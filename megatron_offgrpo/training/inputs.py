@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_offgrpo.artifacts import Manifest, fingerprint_of, require_input
-from megatron_offgrpo.config import RunConfig, to_dict
+from megatron_offgrpo.config import RunConfig
+from megatron_offgrpo.config_values import to_dict
 from megatron_offgrpo.data.store import TrajectoryStore
 from megatron_offgrpo.model.hf_config import Architecture, read_architecture
 from megatron_offgrpo.objective.compose import needs_reference

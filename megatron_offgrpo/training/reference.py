@@ -9,7 +9,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_offgrpo.artifacts import MANIFEST, read_manifest
-from megatron_offgrpo.config import RunConfig, to_dict
+from megatron_offgrpo.config import RunConfig
+from megatron_offgrpo.config_values import to_dict
 from megatron_offgrpo.data.store import TrajectoryStore
 from megatron_offgrpo.model.hf_config import read_architecture
 from megatron_offgrpo.parallel.runtime import Placement

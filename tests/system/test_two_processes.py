@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from checkpoints_conversion import hf_to_megatron, megatron_to_hf
-from megatron_offgrpo.config import to_dict
+from megatron_offgrpo.config_values import to_dict
 from megatron_offgrpo.planning.plan import build_plan
 from megatron_offgrpo.planning.plan_files import save_plan
 from tests.distributed.toy import in_folder, toy_run, write_hf_model, write_toy_store

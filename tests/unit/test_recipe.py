@@ -4,7 +4,8 @@ from functools import partial
 
 import pytest
 
-from megatron_offgrpo.config import RunConfig, describe_callable, to_dict
+from megatron_offgrpo.config import RunConfig
+from megatron_offgrpo.config_values import describe_callable, to_dict
 from megatron_offgrpo.errors import ConfigError
 from megatron_offgrpo.objective import advantages, surrogates
 from megatron_offgrpo.recipe import apply_override, list_recipes, load_recipe

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_offgrpo.artifacts import write_json_atomically
-from megatron_offgrpo.config import resolve_callable
+from megatron_offgrpo.config_values import resolve_callable
 from megatron_offgrpo.errors import ConfigError, OffgrpoError
 from megatron_offgrpo.progress import say
 from megatron_offgrpo.reporting.study_report import claim_row, markdown, study_page

@@ -11,7 +11,8 @@ from typing import Any
 
 from checkpoints_conversion import megatron_to_hf
 from megatron_offgrpo.artifacts import fingerprint_of, write_json_atomically
-from megatron_offgrpo.config import RunConfig, to_dict
+from megatron_offgrpo.config import RunConfig
+from megatron_offgrpo.config_values import to_dict
 from megatron_offgrpo.data.store import TrajectoryStore
 from megatron_offgrpo.errors import OffgrpoError, TrainingError
 from megatron_offgrpo.objective.compose import needs_reference

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_offgrpo.config import ObjectiveConfig, resolve_callable, to_dict
+from megatron_offgrpo.config import ObjectiveConfig
+from megatron_offgrpo.config_values import resolve_callable, to_dict
 from megatron_offgrpo.objective.compose import offline_grpo_loss
 from recipes import objectives
 from tests.unit.objective.test_compose import random_terms
