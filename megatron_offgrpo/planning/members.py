@@ -1,5 +1,6 @@
 """What the plan reads of a store, and the trajectories of one epoch with everything the plan needs of them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -75,9 +76,20 @@ class Signals:
     """Truncated, where the objective masks those."""
 
 
-def epoch_members(store: Groups, plan: PlanConfig, *, validation: bool = False) -> Members:
-    """The trajectories of one epoch; of the groups set apart for validation none, or with `validation` only those."""
-    trajectory, offsets = select_members(store.group_offsets, plan.trajectories_per_group, plan.short_groups)
+def epoch_members(
+    store: Groups, plan: PlanConfig, *, validation: bool = False, quarantine: Sequence[int] = ()
+) -> Members:
+    """The trajectories of one epoch; of the groups set apart for validation none, or with `validation` only those.
+
+    Args:
+        quarantine: store indices that are left out before a group is cut to its first K or cycled, so that the next
+            trajectory of the group takes the place. A group of which nothing is left has no members.
+    """
+    kept = np.ones(store.num_trajectories, dtype=np.bool_)
+    kept[list(quarantine)] = False
+    kept_offsets = np.concatenate([[0], np.cumsum(kept)])[store.group_offsets]
+    places, offsets = select_members(kept_offsets, plan.trajectories_per_group, plan.short_groups)
+    trajectory = np.flatnonzero(kept)[places]
     sizes = np.diff(offsets)
     chosen = store.validation_groups if validation else ~store.validation_groups
     trajectory = trajectory[np.repeat(chosen, sizes)]

@@ -1,6 +1,6 @@
 """PLAN: steps, packs and token weights of a whole run; the same for any number of GPUs."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -111,11 +111,20 @@ class Plan:
         return int(last - first)
 
 
-def build_plan(store: Groups, plan: PlanConfig, objective: ObjectiveConfig, *, validation: bool = False) -> Plan:
+def build_plan(
+    store: Groups,
+    plan: PlanConfig,
+    objective: ObjectiveConfig,
+    *,
+    validation: bool = False,
+    quarantine: Sequence[int] = (),
+) -> Plan:
     """Plans the whole run: groups into steps, each step's trajectories into packs, weights over each step.
 
     Args:
         validation: plan the groups that the store sets apart for validation, instead of the others.
+        quarantine: store indices of trajectories to leave out; see `epoch_members`. Every group stays in its step, so
+            that steps without such a trajectory are as before. A step of which nothing is left has no pack.
 
     Raises:
         ConfigError: settings that contradict each other, or a trajectory longer than a pack.
@@ -123,13 +132,16 @@ def build_plan(store: Groups, plan: PlanConfig, objective: ObjectiveConfig, *, v
     """
     _check_settings(plan)
     members = epoch_members(store, plan, validation=validation)
-    require_behaviour_logprobs(store, members, objective)
     signals = member_signals(store, members, objective)
     groups = members.groups
     if plan.drop_silent_groups:
         _check_silent(objective)
         groups = np.intersect1d(groups, members.group[signals.advantage != 0])
-    if len(groups) == 0:
+    if quarantine:
+        members = epoch_members(store, plan, validation=validation, quarantine=quarantine)
+        signals = member_signals(store, members, objective)
+    require_behaviour_logprobs(store, members, objective)
+    if not np.isin(groups, members.groups).any():
         raise DataError("no group to train on", where="plan", remedy="look at the counts in the store's manifest")
     parts: list[dict[str, Any]] = []
     num_packs = 0
@@ -208,6 +220,7 @@ def _epoch_packs(
     steps = epoch_steps(groups, seed=plan.seed, epoch=epoch, shuffle=plan.shuffle, groups_per_step=plan.groups_per_step)
     for step in steps:
         sizes = members.offsets[step + 1] - members.offsets[step]
+        step, sizes = step[sizes > 0], sizes[sizes > 0]
         places = ranges(members.offsets[step], sizes)
         if needs_of(objective.surrogate).unit == "group":
             packs = pack_groups(
