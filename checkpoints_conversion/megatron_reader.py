@@ -21,6 +21,8 @@ from megatron_offgrpo.errors import CheckpointError
 # Where an optimizer keeps the fp32 master copy of a parameter: distributed (fully reshardable) or plain, and numbered
 # where expert and other parameters have optimizers of their own.
 _MASTER_PREFIX = re.compile(r"(chained_\d+\.)?optimizer\.state\.(param|fp32_param)\.")
+# Master weights in the order of the gradient buffers of the layout that wrote them; (dtype of the model, of gradients).
+_SHARDED_MASTERS = re.compile(r"(chained_\d+\.)?optimizer\.distributed\..*\.dtype_\(torch\.(?!float32,).*\.param$")
 
 
 def iteration_folder(megatron_dir: Path, iteration: int | None = None) -> Path:
@@ -95,9 +97,6 @@ class MegatronWeights:
             for key, entry in self.metadata.state_dict_metadata.items()
             if isinstance(entry, TensorStorageMetadata)
         }
-        masters = {match[0] for key in self.tensors if (match := _MASTER_PREFIX.match(key))}
-        self.master_prefixes = tuple(sorted(masters))
-        """What stands before a parameter's key in that of its fp32 master copy; empty where there are none."""
         self._chunks: dict[tuple[str, int], dict[tuple[int, ...], list[tuple[int, ChunkStorageMetadata]]]] = {}
 
     def _check_files(self) -> None:
@@ -109,6 +108,23 @@ class MegatronWeights:
             got = path.stat().st_size if path.is_file() else "no file"
             if not isinstance(got, int) or got < size:
                 raise CheckpointError("truncated checkpoint", where=str(path), expected=f"{size} bytes", got=got)
+
+    @cached_property
+    def master_prefixes(self) -> tuple[str, ...]:
+        """What stands before a parameter's key in that of its fp32 master copy; empty where there are none.
+
+        Raises:
+            CheckpointError: there are master weights, in a form that only the layout that wrote them can read.
+        """
+        found = {match[0] for key in self.tensors if (match := _MASTER_PREFIX.match(key))}
+        if not found and any(_SHARDED_MASTERS.match(key) for key in self.tensors):
+            raise CheckpointError(
+                "the fp32 master weights of this checkpoint are sharded",
+                where=str(self.folder),
+                expected="the reshardable format",
+                remedy="in the layout that wrote it: offgrpo train RECIPE --reshard; or export without --dtype fp32",
+            )
+        return tuple(sorted(found))
 
     def find(self, region: Region, prefix: str = "") -> Stored | None:
         """Where a region is stored, or None.

@@ -13,6 +13,7 @@ from megatron_offgrpo.errors import ConfigError
 
 WeightMode = Literal["constant", "token", "sequence", "group"]
 AllPositiveRule = Literal["set", "add", "none"]
+CheckpointFormat = Literal["sharded", "reshardable"]
 
 
 @dataclass(frozen=True)
@@ -174,6 +175,10 @@ class CheckpointConfig:
     """Number of the newest checkpoints kept, beside the best; 0 keeps all."""
     asynchronous: bool = True
     """Write beside the training; the next save, and the end of the run, wait for the one before."""
+    format: CheckpointFormat = "sharded"
+    """Of the optimizer's state in routine saves. `sharded`: each rank writes its own part, which the same tp, pp, vpp
+    and ep load. `reshardable`: gathered on the first data-parallel rank, any layout loads it; so are the best
+    checkpoint and the last one of the run in any case."""
 
 
 @dataclass(frozen=True)
@@ -200,7 +205,18 @@ class FaultConfig:
     max_grad_norm: float = 0.0
     """Gradient norm before clipping that makes a step bad; 0 sets no bound."""
     max_bad_steps: int = 3
-    """With `skip`: so many bad steps in a row end the run."""
+    """With `skip`: after so many bad steps in a row the run goes back to its newest checkpoint, and on without the
+    trajectories of the packs that these steps have named."""
+    max_rollbacks: int = 3
+    """One more than so many end the run; 0 ends it with the first `max_bad_steps` in a row."""
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """Where the metrics go besides metrics.jsonl and TensorBoard."""
+
+    wandb_project: str = ""
+    """Project on Weights & Biases (the extra `tracking`); empty: none."""
 
 
 @dataclass(frozen=True)
@@ -217,6 +233,7 @@ class RunConfig:
     checkpoint: CheckpointConfig = CheckpointConfig()
     validation: ValidationConfig = ValidationConfig()
     fault: FaultConfig = FaultConfig()
+    tracking: TrackingConfig = TrackingConfig()
     seed: int = 0
     """Megatron's random state; only dropout uses it, and the recipes have none."""
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from megatron_offgrpo.cli.options import Force, Recipe, Set, print_lines
+from megatron_offgrpo.errors import ConfigError
 from megatron_offgrpo.progress import say
 
 if TYPE_CHECKING:
@@ -83,13 +84,28 @@ def reference(recipe: Recipe, set: Set = None, force: Force = False) -> None:
     _on_ranks(recipe, set, work)
 
 
-def train(recipe: Recipe, set: Set = None, force: Force = False) -> None:
+def train(
+    recipe: Recipe,
+    set: Set = None,
+    force: Force = False,
+    reshard: Annotated[
+        bool,
+        typer.Option("--reshard", help="Do not train: make the newest checkpoint loadable in any layout, and exit."),
+    ] = False,
+) -> None:
     """Trains by the plan; goes on from the newest checkpoint. SIGTERM or SIGUSR1 saves and exits with status 0."""
+    if force and reshard:
+        raise ConfigError("--force deletes the checkpoint that --reshard would read", where="offgrpo train")
 
     def work(run: Any, place: Any) -> None:
-        from megatron_offgrpo.training.loop import train as train_loop
+        if reshard:
+            from megatron_offgrpo.training.reshard import reshard as reshard_newest
 
-        train_loop(run, place, force=force)
+            reshard_newest(run, place)
+        else:
+            from megatron_offgrpo.training.loop import train as train_loop
+
+            train_loop(run, place, force=force)
 
     _on_ranks(recipe, set, work)
 

@@ -1,9 +1,9 @@
-"""Megatron checkpoints of a student: torch_dist folders laid out as Megatron-LM's, loadable in any layout."""
+"""Megatron checkpoints of a student: torch_dist folders laid out as Megatron-LM's."""
 
-import os
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing.dict_utils import nested_values
-from megatron.core.dist_checkpointing.mapping import ShardedTensor, is_main_replica
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
 from torch.distributed.checkpoint.api import CheckpointException
 
-from checkpoints_conversion.megatron_lm_args import args_of
-from megatron_offgrpo.artifacts import Manifest, write_manifest
+from megatron_offgrpo.artifacts import Manifest, read_manifest, write_manifest
+from megatron_offgrpo.config import CheckpointFormat
 from megatron_offgrpo.errors import CheckpointError
 from megatron_offgrpo.parallel.runtime import Placement
 from megatron_offgrpo.training.checkpoint_folder import (
@@ -28,36 +26,47 @@ from megatron_offgrpo.training.checkpoint_folder import (
     remove_unfinished,
     require_room,
     sha256_of,
+    take_place,
     verified_manifest,
     write_tracker,
+)
+from megatron_offgrpo.training.checkpoint_state import (
+    fill_model,
+    format_of,
+    layout_of,
+    local_bytes,
+    model_state,
+    optimizer_state,
+    require_loadable,
+    saved_state,
 )
 from megatron_offgrpo.training.student import Student
 
 START_OVER = "offgrpo train with --force starts over"
 
 
-def sharding() -> dict[str, str]:
-    """Megatron's metadata for 0.16's optimizer format that loads in any layout; Megatron adds groups to the dict."""
-    return {"distrib_optim_sharding_type": "fully_reshardable"}
-
-
 def load_weights(student: Student, checkpoint: Path) -> None:
     """Fills the model, and the optimizer's fp32 master weights from it; for the start of a run."""
-    state = {"model": _model_state(student)}
-    _fill_model(student, dist_checkpointing.load(state, str(checkpoint))["model"])
+    state = {"model": model_state(student)}
+    fill_model(student, dist_checkpointing.load(state, str(checkpoint))["model"])
     student.optimizer.reload_model_params()
 
 
 def load_all(student: Student, checkpoint: Path) -> dict[str, Any]:
-    """Fills model and optimizer, and returns the unsharded rest (iteration, ...); for a resumed run."""
-    model_state = _model_state(student)
-    state = {
-        "model": model_state,
-        "optimizer": student.optimizer.sharded_state_dict(model_state, metadata=sharding(), is_loading=True),
-    }
+    """Fills model and optimizer, and returns the unsharded rest (iteration, ...); for a resumed run.
+
+    Raises:
+        CheckpointError: it is sharded, and another layout wrote it.
+    """
+    manifest = read_manifest(checkpoint, "checkpoint", remedy=START_OVER)
+    require_loadable(student, manifest, checkpoint)
+    model = model_state(student)
+    state = {"model": model, "optimizer": optimizer_state(student, model, format_of(manifest), is_loading=True)}
     loaded = dist_checkpointing.load(state, str(checkpoint))
-    _fill_model(student, loaded.pop("model"))
-    student.optimizer.load_state_dict(loaded.pop("optimizer"))
+    fill_model(student, loaded.pop("model"))
+    # 0.16.1's loader of the sharded format copies into the fp32 weights without this of its own.
+    with torch.no_grad():
+        student.optimizer.load_state_dict(loaded.pop("optimizer"))
     return loaded
 
 
@@ -101,15 +110,21 @@ class CheckpointWriter:
         self._pending: tuple[int, Path, Manifest] | None = None
         self._on_writer(lambda: remove_unfinished(folder))
 
-    def save(self, student: Student, iteration: int, manifest: Manifest) -> None:
+    def save(
+        self, student: Student, iteration: int, manifest: Manifest, format: CheckpointFormat = "reshardable"
+    ) -> None:
         """Begins to write `iteration`, after what was begun before is complete.
+
+        Args:
+            manifest: what the checkpoint was made from; format, layout, lengths and checksums are added.
 
         Raises:
             CheckpointError: this save or the one before failed: no room, no permission, the folder has gone.
         """
         self.finish()
-        state = _state(student, iteration)
-        num_bytes = self._total(_local_bytes(state))
+        state = saved_state(student, iteration, format)
+        num_bytes = self._total(local_bytes(state))
+        counts = {**manifest.counts, "iteration": iteration, "format": format, "layout": layout_of(student)}
         # A writer process that outlived a killed run may still be busy with the name of then.
         token = _on_all_ranks(time.time_ns, self.place)[0]
         temporary = self.folder / f".{iteration_folder(self.folder, iteration).name}.{token}.tmp"
@@ -124,7 +139,7 @@ class CheckpointWriter:
             request = dist_checkpointing.save(state, str(temporary), async_sharded_save=self.asynchronous)
         except CheckpointException as cause:
             raise self._failed(cause, temporary) from cause
-        self._pending = iteration, temporary, manifest
+        self._pending = iteration, temporary, replace(manifest, counts=counts)
         if self.asynchronous:
             self._queue.schedule_async_request(request)
         else:
@@ -175,14 +190,11 @@ class CheckpointWriter:
         def name_it() -> None:
             counts = {
                 **manifest.counts,
-                "iteration": iteration,
                 "file_bytes": {path.name: path.stat().st_size for path in files_of(temporary)},
                 "file_sha256": {name: digest for part in digests for name, digest in part.items()},
             }
-            write_manifest(temporary, Manifest(**{**vars(manifest), "counts": counts}))
-            if target.exists():
-                shutil.rmtree(target)
-            os.replace(temporary, target)
+            write_manifest(temporary, replace(manifest, counts=counts))
+            take_place(temporary, target)
             write_tracker(self.folder, str(iteration))
             remove_old(self.folder, self.keep)
 
@@ -232,40 +244,3 @@ def _on_all_ranks(work: Callable[[], Any], place: Placement) -> list[Any]:
         if error is not None:
             raise error
     return [result for result, _ in gathered]
-
-
-def _state(student: Student, iteration: int) -> dict[str, Any]:
-    model_state = _model_state(student)
-    return {
-        "model": model_state,
-        "optimizer": student.optimizer.sharded_state_dict(model_state, metadata=sharding()),
-        "iteration": iteration,
-        "checkpoint_version": 3.0,
-        "args": args_of(student.architecture, student.models[0].config.params_dtype),
-    }
-
-
-def _local_bytes(state: dict[str, Any]) -> int:
-    """Bytes that this rank writes."""
-    tensors = (value for value in nested_values(state) if isinstance(value, ShardedTensor))
-    return sum(
-        t.data.numel() * t.data.itemsize for t in tensors if is_main_replica(t.replica_id) and t.data is not None
-    )
-
-
-def _model_state(student: Student) -> dict[str, Any]:
-    """Sharded tensors of all chunks under their global keys, without the layers' empty `_extra_state` objects."""
-    state: dict[str, Any] = {}
-    for number, model in enumerate(student.models):
-        chunk = model.sharded_state_dict(metadata=sharding())
-        state |= {f"{number}.{key}": value for key, value in chunk.items() if not key.endswith("_extra_state")}
-    return state
-
-
-def _fill_model(student: Student, loaded: dict[str, torch.Tensor]) -> None:
-    for number, model in enumerate(student.models):
-        prefix = f"{number}."
-        chunk = {key.removeprefix(prefix): value for key, value in loaded.items() if key.startswith(prefix)}
-        missing, unexpected = model.load_state_dict(chunk, strict=False)
-        mismatched = [key for key in missing if not key.endswith("_extra_state")] + list(unexpected)
-        assert not mismatched, mismatched

@@ -143,10 +143,28 @@ def remove_old(folder: Path, keep: int) -> None:
                 shutil.rmtree(old)
 
 
+def take_place(temporary: Path, target: Path) -> None:
+    """Gives a complete checkpoint its name; one that has the name already goes, and is found again after a kill."""
+    if target.exists():
+        old = target.with_name(f".{target.name}.old.tmp")
+        os.replace(target, old)
+        os.replace(temporary, target)
+        shutil.rmtree(old)
+    else:
+        os.replace(temporary, target)
+
+
 def remove_unfinished(folder: Path) -> None:
-    """Deletes what saves that were cut off have left."""
-    for path in folder.glob(TEMPORARY):
-        shutil.rmtree(path, ignore_errors=True)
+    """Deletes what saves that were cut off have left; what a kill in `take_place` left takes its place first."""
+    tracker = folder / TRACKER
+    newest = tracker.read_text(encoding="utf-8").strip() if tracker.exists() else ""
+    # The new one's name has a number where the old one's has "old".
+    for path in sorted(folder.glob(TEMPORARY)):
+        target = iteration_folder(folder, int(path.name.split(".")[1].removeprefix("iter_")))
+        if (path / MANIFEST).exists() and target.name == f"iter_{newest:0>7}" and not target.exists():
+            os.replace(path, target)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def require_room(folder: Path, num_bytes: int) -> None:

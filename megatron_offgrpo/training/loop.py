@@ -192,7 +192,10 @@ class _Training:
         try:
             self.writer.poll()
             if last or better or (every and (step + 1) % every == 0):
-                self.writer.save(self.student, step + 1, _checkpoint_manifest(self.inputs, step + 1))
+                # What is exported rather than gone on from should load everywhere.
+                kept = better or step + 1 == self.num_steps
+                format = "reshardable" if kept else self.run.checkpoint.format
+                self.writer.save(self.student, step + 1, _checkpoint_manifest(self.inputs, step + 1), format)
             if better:
                 self.writer.finish()
                 if self.place.is_writer and self.best is not None:

@@ -17,7 +17,8 @@ from megatron_offgrpo.parallel import runtime
 from megatron_offgrpo.planning.assignment import assign
 from megatron_offgrpo.planning.plan import build_plan
 from megatron_offgrpo.training.batch import Batch, build_batch, members_of
-from megatron_offgrpo.training.checkpoint import load_weights, sharding
+from megatron_offgrpo.training.checkpoint import load_weights
+from megatron_offgrpo.training.checkpoint_state import sharding
 from megatron_offgrpo.training.step import compute_gradients
 from megatron_offgrpo.training.student import Student, build_student
 from tests.distributed.toy import architecture, toy_run
