@@ -54,6 +54,9 @@ class PlanConfig:
     equal_parts: int = 16
     """A step of this many packs or more is packed in so many parts of nearly equal tokens and equally many packs, so
     that data-parallel ranks whose number divides it get equal work; 1 makes the fewest packs."""
+    share_prompts: Literal["auto", "never", "always"] = "auto"
+    """Store and compute a group's prompt once in each pack that has members of it; each response attends to it and to
+    itself. `auto`: where that can save 5 % of the tokens or more."""
     seed: int = 0
     """Order of the groups; epoch e is shuffled with (seed, e)."""
     shuffle: bool = True

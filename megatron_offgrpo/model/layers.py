@@ -16,7 +16,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.nn.functional import rms_norm, scaled_dot_product_attention
 
-from megatron_offgrpo.model.packing import PackedSegments, Part
+from megatron_offgrpo.model.packing import PackedSegments
 
 
 class RMSNorm(torch.nn.Module):
@@ -35,7 +35,10 @@ class RMSNorm(torch.nn.Module):
 
 
 class SegmentAttention(MegatronModule):
-    """Causal attention within each segment of a pack: softmax(q k^T / sqrt(d)) v, grouped queries included."""
+    """Causal attention within each segment of a pack and to the prompt it continues: softmax(q k^T / sqrt(d)) v.
+
+    Grouped queries included.
+    """
 
     def __init__(self, config: TransformerConfig, softmax_scale: float | None = None, **_: Any) -> None:
         super().__init__(config=config)
@@ -54,28 +57,30 @@ class SegmentAttention(MegatronModule):
         """query [T / cp, 1, heads, d], key and value [T / cp, 1, groups, d] -> [T / cp, 1, heads * d]."""
         segments = packed_seq_params
         query, key, value = (x.squeeze(1) for x in (query, key, value))
-        if segments.gathered_order_T is not None:
-            key, value = (_gather(x, segments.gathered_order_T) for x in (key, value))
+        if segments.key_places_K is not None:
+            if self.config.context_parallel_size > 1:
+                key, value = _gather(key), _gather(value)
+            # A prompt that several parts see, or a segment cut by a piece's end, stands there several times.
+            key, value = (x.index_select(0, segments.key_places_K) for x in (key, value))
         if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
             out = _varlen_attention(query, key, value, segments, self.scale)
         else:
-            out = _attention_by_part(query, key, value, segments.parts, self.scale)
+            out = _attention_by_part(query, key, value, segments, self.scale)
         return out.reshape(out.shape[0], 1, -1)
 
 
-def _gather(own: Tensor, order_T: Tensor) -> Tensor:
-    """[T / cp, groups, d] of each context-parallel rank -> [T, groups, d] in the row's order; gradients are summed."""
+def _gather(own: Tensor) -> Tensor:
+    """[T / cp, groups, d] of each context-parallel rank -> [T, groups, d], laid in a row; gradients are summed."""
     group = parallel_state.get_context_parallel_group()
-    laid = gather_from_sequence_parallel_region(own, tensor_parallel_output_grad=True, group=group)
-    return laid.index_select(0, order_T)
+    return gather_from_sequence_parallel_region(own, tensor_parallel_output_grad=True, group=group)
 
 
-def _attention_by_part(query: Tensor, key: Tensor, value: Tensor, parts: tuple[Part, ...], scale: float) -> Tensor:
+def _attention_by_part(query: Tensor, key: Tensor, value: Tensor, segments: PackedSegments, scale: float) -> Tensor:
     outputs = []
     grouped = query.shape[1] != key.shape[1]
-    for part in parts:
-        q = query[part.query_start : part.query_end].transpose(0, 1)[None]
-        k, v = (x[part.key_start : part.key_end].transpose(0, 1)[None] for x in (key, value))
+    lengths = (segments.query_lengths, segments.key_lengths, segments.key_lengths)
+    for part in zip(*(x.split(list(of)) for x, of in zip((query, key, value), lengths, strict=True)), strict=True):
+        q, k, v = (x.transpose(0, 1)[None] for x in part)
         earlier = k.shape[2] - q.shape[2]
         mask = None
         if earlier:
@@ -90,9 +95,6 @@ def _attention_by_part(query: Tensor, key: Tensor, value: Tensor, parts: tuple[P
 def _varlen_attention(query: Tensor, key: Tensor, value: Tensor, segments: PackedSegments, scale: float) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
-    if segments.gathered_order_T is not None:
-        # A segment cut by a piece's end is seen by two parts.
-        key, value = (torch.cat([x[part.key_start : part.key_end] for part in segments.parts]) for x in (key, value))
     out = varlen_attn(
         query,
         key,

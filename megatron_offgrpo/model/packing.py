@@ -1,7 +1,9 @@
 """What a model needs to know of a packed batch: where its segments lie and which position each token has."""
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -10,46 +12,52 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor
 
 
-@dataclass(frozen=True)
-class Part:
-    """A run of this rank's tokens within one segment: queries [query_start, query_end) of the rank's own tokens, which
-    see keys [key_start, key_end) of the whole pack; the last query sees all of them, the one before one less."""
-
-    query_start: int
-    query_end: int
-    key_start: int
-    key_end: int
-
-
 @dataclass
 class PackedSegments(PackedSeqParams):
-    """Segments laid end to end in one row of T tokens; a token sees earlier tokens of its own segment only.
+    """Segments laid end to end in one row of T tokens; a token sees earlier tokens of its own segment, and before these
+    the prompt that the segment continues, where it continues one.
 
     Under context parallelism a rank holds two of 2 cp equal pieces of the row, one from each end (so that causal
     attention costs all ranks about the same), and gathers the keys and values of the others.
+
+    What a rank holds falls into parts, each a run of its tokens within one segment: the next `query_lengths[i]` tokens
+    see the next `key_lengths[i]` keys of [K]; the last of them sees all, the one before one less.
 
     `qkv_format` stays other than "thd", so that Megatron applies the rotary embedding token by token from the table
     it is given (explicit positions) and hands [T / cp, 1, heads, d] tensors to the core attention.
     """
 
-    parts: tuple[Part, ...] = ()
-    gathered_order_T: Tensor | None = None
-    """[T] int64: where each token of the row stands when the ranks' tokens are laid in a row; None without cp."""
+    query_lengths: tuple[int, ...] = ()
+    key_lengths: tuple[int, ...] = ()
+    key_places_K: Tensor | None = None
+    """[K] int64: where each part's keys stand when the ranks' tokens are laid in a row; None: K is T, in its order."""
     qkv_format: str = "packed"
 
     @staticmethod
-    def of(bounds: tuple[int, ...], device: torch.device, *, cp: int = 1, cp_rank: int = 0) -> "PackedSegments":
-        """Segments [bounds[s], bounds[s+1]); also fills the offsets that variable-length kernels read."""
-        parts = _parts(bounds, own_pieces(bounds[-1], cp, cp_rank))
-        queries = [part.query_end - part.query_start for part in parts]
-        keys = [part.key_end - part.key_start for part in parts]
-        order = None
-        if cp > 1:
+    def of(
+        bounds: tuple[int, ...],
+        device: torch.device,
+        *,
+        prompts: Mapping[int, tuple[int, int]] = MappingProxyType({}),
+        cp: int = 1,
+        cp_rank: int = 0,
+    ) -> "PackedSegments":
+        """Segments [bounds[s], bounds[s+1]), of which segment s continues what stands at prompts[s] = [start, end).
+
+        Also fills the offsets that variable-length kernels read.
+        """
+        pieces = own_pieces(bounds[-1], cp, cp_rank)
+        parts = [part for piece in pieces for part in _parts(bounds, prompts, piece)]
+        queries = tuple(num_queries for num_queries, _ in parts)
+        keys = tuple(len(places) for _, places in parts)
+        key_places = None
+        if cp > 1 or prompts:
             laid = np.concatenate([own_tokens(bounds[-1], cp, rank) for rank in range(cp)])
-            order = torch.from_numpy(np.argsort(laid)).to(device)
+            key_places = torch.from_numpy(np.argsort(laid)[np.concatenate([places for _, places in parts])]).to(device)
         return PackedSegments(
-            parts=parts,
-            gathered_order_T=order,
+            query_lengths=queries,
+            key_lengths=keys,
+            key_places_K=key_places,
             cu_seqlens_q=_offsets(queries, device),
             cu_seqlens_kv=_offsets(keys, device),
             max_seqlen_q=max(queries),
@@ -71,18 +79,17 @@ def own_tokens(num_tokens: int, cp: int, cp_rank: int) -> npt.NDArray[np.int64]:
     return np.concatenate([np.arange(start, end) for start, end in own_pieces(num_tokens, cp, cp_rank)])
 
 
-def _parts(bounds: tuple[int, ...], pieces: list[tuple[int, int]]) -> tuple[Part, ...]:
-    parts, held = [], 0
-    for piece_start, piece_end in pieces:
-        for start, end in pairwise(bounds):
-            first, last = max(start, piece_start), min(end, piece_end)
-            if first < last:
-                parts.append(Part(held + first - piece_start, held + last - piece_start, start, last))
-        held += piece_end - piece_start
-    return tuple(parts)
+def _parts(
+    bounds: tuple[int, ...], prompts: Mapping[int, tuple[int, int]], piece: tuple[int, int]
+) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
+    """Of each segment in a piece of the row: the number of its tokens there, and the places of the keys they see."""
+    for number, (start, end) in enumerate(pairwise(bounds)):
+        first, last = max(start, piece[0]), min(end, piece[1])
+        if first < last:
+            yield last - first, np.concatenate([np.arange(*prompts.get(number, (0, 0))), np.arange(start, last)])
 
 
-def _offsets(lengths: list[int], device: torch.device) -> Tensor:
+def _offsets(lengths: tuple[int, ...], device: torch.device) -> Tensor:
     return torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32, device=device)
 
 
@@ -92,7 +99,7 @@ class ModelInput:
 
     Attributes:
         ids_1T: [1, T] int64 token ids.
-        positions_T: [T] int64 position of each token in its segment.
+        positions_T: [T] int64 position of each token in its trajectory.
         segments: where the segments lie.
         rows_R: [R] int64, the places whose next token is a response token; only they reach the head.
         targets_R: [R] int64, that next token.

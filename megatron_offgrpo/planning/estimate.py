@@ -85,8 +85,17 @@ def run_cost(balance: Balance, *, num_gpus: int, tflops_per_gpu: float) -> Cost:
 
 
 def packs_lower_bound(plan: Plan) -> int:
-    """Sum over the steps of the packs that any packing needs."""
+    """Sum over the steps of the packs that any packing needs; where prompts are shared, at least so many."""
     capacity = plan.manifest.config["plan"]["max_pack_tokens"]
     capacity -= capacity % plan.manifest.config["plan"]["pack_multiple"]
     starts: IntArray = np.searchsorted(plan.step, np.arange(plan.num_steps + 1))
-    return sum(lower_bound(plan.tokens[a:b].astype(np.int64), capacity) for a, b in itertools.pairwise(starts))
+    if not plan.manifest.counts.get("shared_prompt_tokens"):
+        return sum(lower_bound(plan.tokens[a:b].astype(np.int64), capacity) for a, b in itertools.pairwise(starts))
+    # Each group's prompt once, or no prompt at all.
+    bound = 0
+    for a, b in itertools.pairwise(starts):
+        responses = plan.response_tokens[a:b].astype(np.int64)
+        _, first = np.unique(plan.group[a:b], return_index=True)
+        tokens = int(responses.sum() + (plan.tokens[a:b] - responses)[first].sum())
+        bound += max(-(-tokens // capacity), lower_bound(responses, capacity))
+    return bound

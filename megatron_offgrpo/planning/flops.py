@@ -16,7 +16,8 @@ def pack_flops(
     """FLOPs of a training step on each pack, forward and backward.
 
     Per token 6 per matrix parameter of the layers (2 forward, 4 backward; padding tokens included), per trajectory
-    of l tokens 6 * num_layers * query_size * l^2 (QK^T and PV, causal: half of 12, after Narayanan et al. 2021), and
+    of l tokens 6 * num_layers * query_size * l^2 (QK^T and PV, causal: half of 12, after Narayanan et al. 2021), or
+    l^2 - p^2 for l^2 where it shares the p tokens of its prompt with the trajectory before it, and
     6 * hidden * vocabulary per response token for the head.
 
     Args:
@@ -32,7 +33,8 @@ def pack_flops(
     packs = packs or range(plan.num_packs)
     first, last = np.searchsorted(plan.pack, [packs.start, packs.stop])
     lengths = plan.tokens[first:last].astype(np.float64)
-    entries = layers * shape.num_layers * shape.query_size * lengths**2
+    prompts = (lengths - plan.response_tokens[first:last]) * plan.continues(slice(first, last))
+    entries = layers * shape.num_layers * shape.query_size * (lengths**2 - prompts**2)
     entries += head * shape.embedding * plan.response_tokens[first:last]
     of_packs = np.bincount(plan.pack[first:last] - packs.start, weights=entries, minlength=len(packs))
     return of_packs + layers * shape.matmul_parameters_per_token * plan.pack_padded[packs.start : packs.stop]

@@ -60,6 +60,11 @@ class Members:
     """[M]"""
 
     @property
+    def prompt_tokens(self) -> IntArray:
+        """[M]"""
+        return self.tokens - self.response_tokens
+
+    @property
     def groups(self) -> IntArray:
         """The groups that have a member."""
         return np.flatnonzero(np.diff(self.offsets) > 0)

@@ -36,7 +36,7 @@ def pack(
     Raises:
         ConfigError: a sequence is longer than `max_tokens`.
     """
-    _require_fit(lengths, max_tokens, names)
+    require_fit(lengths, max_tokens, names)
     packs = _fewest(lengths, max_tokens)
     if 1 < equal_parts <= len(packs):
         packs = _in_equal_parts(lengths, max_tokens, equal_parts) or packs
@@ -47,12 +47,12 @@ def _fewest(lengths: IntArray, max_tokens: int) -> list[list[int]]:
     order = np.argsort(-lengths, kind="stable").tolist()
     sizes = lengths.tolist()
     bound = lower_bound(lengths, max_tokens)
-    packs = _evenly(order, sizes, max_tokens, bound)
+    packs = evenly(order, sizes, max_tokens, bound)
     if packs is None:
         packs = _best_fit(order, sizes, max_tokens)
         if len(packs) > bound and len(sizes) <= FILL_SEARCH_LIMIT:
             packs = min(packs, _fullest(order, sizes, max_tokens), key=len)
-        packs = _evenly(order, sizes, max_tokens, len(packs)) or packs
+        packs = evenly(order, sizes, max_tokens, len(packs)) or packs
     return packs
 
 
@@ -62,7 +62,7 @@ def _in_equal_parts(lengths: IntArray, max_tokens: int, num_parts: int) -> list[
     Packs of one length could not be dealt out evenly once a few long sequences have packs of their own; the parts can.
     """
     order = np.argsort(-lengths, kind="stable").tolist()
-    parts = _evenly(order, lengths.tolist(), int(lengths.sum()), num_parts) or []
+    parts = evenly(order, lengths.tolist(), int(lengths.sum()), num_parts) or []
     packed = [_fewest(lengths[part], max_tokens) for part in parts]
     count = max(map(len, packed))
     if len(parts) < num_parts or any(len(part) < count for part in parts):
@@ -95,7 +95,7 @@ def pack_groups(
     """
     starts = np.cumsum(sizes) - sizes
     group_tokens = np.add.reduceat(lengths, starts) if len(sizes) else lengths
-    _require_fit(group_tokens, max_tokens, names, what="group")
+    require_fit(group_tokens, max_tokens, names, what="group")
     return [
         [position for group in groups for position in range(starts[group], starts[group] + sizes[group])]
         for groups in pack(group_tokens, max_tokens, equal_parts=equal_parts)
@@ -122,9 +122,10 @@ def lower_bound(lengths: IntArray, max_tokens: int) -> int:
     return max(1, int((num_over_half + -(-excess // max_tokens)).max()))
 
 
-def _require_fit(
+def require_fit(
     lengths: IntArray, max_tokens: int, names: Sequence[int] | IntArray | None, what: str = "trajectory"
 ) -> None:
+    """Refuses sequences that are longer than a pack."""
     too_long = np.flatnonzero(lengths > max_tokens)
     if len(too_long):
         worst = too_long[np.argmax(lengths[too_long])]
@@ -139,7 +140,7 @@ def _require_fit(
         )
 
 
-def _evenly(order: list[int], sizes: list[int], max_tokens: int, num_packs: int) -> list[list[int]] | None:
+def evenly(order: list[int], sizes: list[int], max_tokens: int, num_packs: int) -> list[list[int]] | None:
     """Longest first, each to the emptiest pack (Graham 1969); None where the emptiest pack overflows."""
     packs: list[list[int]] = [[] for _ in range(num_packs)]
     loads = [(0, number) for number in range(num_packs)]
@@ -161,7 +162,7 @@ def _split(packs: list[list[int]], sizes: list[int], num_packs: int) -> list[lis
             key=lambda number: sum(sizes[item] for item in packs[number]),
         )
         members = sorted(packs[fullest], key=lambda item: -sizes[item])
-        packs[fullest : fullest + 1] = _evenly(members, sizes, sum(sizes[item] for item in members), 2) or []
+        packs[fullest : fullest + 1] = evenly(members, sizes, sum(sizes[item] for item in members), 2) or []
     return packs
 
 

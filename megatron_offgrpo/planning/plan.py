@@ -9,7 +9,6 @@ import numpy.typing as npt
 
 from megatron_offgrpo.artifacts import Manifest, fingerprint_of
 from megatron_offgrpo.config import ObjectiveConfig, PlanConfig
-from megatron_offgrpo.config_values import to_dict
 from megatron_offgrpo.errors import ConfigError, DataError
 from megatron_offgrpo.objective.needs import needs_of
 from megatron_offgrpo.planning.members import (
@@ -23,8 +22,10 @@ from megatron_offgrpo.planning.members import (
 )
 from megatron_offgrpo.planning.packing import pack, pack_groups
 from megatron_offgrpo.planning.schedule import epoch_steps, ranges
+from megatron_offgrpo.planning.settings import capacity, check_settings, check_silent, plan_settings
+from megatron_offgrpo.planning.sharing import added_tokens, continuing, pack_sharing, shares_prompts
 from megatron_offgrpo.progress import progress
-from megatron_offgrpo.types import FloatArray, IntArray
+from megatron_offgrpo.types import BoolArray, FloatArray, IntArray
 
 Int32Array = npt.NDArray[np.int32]
 ARRAYS = {
@@ -43,16 +44,6 @@ ARRAYS = {
     "pack_padded": np.int32,
 }
 """Arrays of a plan and their types on disk."""
-OBJECTIVE_FIELDS = (
-    "advantage",
-    "all_positive",
-    "all_positive_bias",
-    "weight",
-    "kl_weight",
-    "max_response_tokens",
-    "mask_truncated",
-)
-"""Fields of the objective that the plan depends on."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +74,7 @@ class Plan:
     pack_step: Int32Array
     """[P] optimizer step of each pack."""
     pack_tokens: Int32Array
-    """[P] real tokens."""
+    """[P] real tokens; a prompt that members of a group share counts once."""
     pack_padded: Int32Array
     """[P] tokens computed: rounded up to a multiple of plan.pack_multiple."""
 
@@ -99,6 +90,12 @@ class Plan:
         """The entries of one pack."""
         first, last = np.searchsorted(self.pack, [pack, pack + 1])
         return slice(int(first), int(last))
+
+    def continues(self, entries: slice) -> BoolArray:
+        """[n] whether an entry shares the prompt of the entry before it."""
+        if not self.manifest.counts.get("shared_prompt_tokens"):
+            return np.zeros(entries.stop - entries.start, dtype=np.bool_)
+        return continuing(self.group[entries], self.pack[entries])
 
     def packs_of_step(self, step: int) -> range:
         """The pack numbers of one step."""
@@ -130,12 +127,13 @@ def build_plan(
         ConfigError: settings that contradict each other, or a trajectory longer than a pack.
         DataError: no group to train on.
     """
-    _check_settings(plan)
+    check_settings(plan)
     members = epoch_members(store, plan, validation=validation)
     signals = member_signals(store, members, objective)
+    shares = shares_prompts(plan, members, capacity(plan))
     groups = members.groups
     if plan.drop_silent_groups:
-        _check_silent(objective)
+        check_silent(objective)
         groups = np.intersect1d(groups, members.group[signals.advantage != 0])
     if quarantine:
         members = epoch_members(store, plan, validation=validation, quarantine=quarantine)
@@ -147,8 +145,8 @@ def build_plan(
     num_packs = 0
     with progress("plan", plan.epochs * len(groups)) as advance:
         for epoch in range(plan.epochs):
-            for places, packs in _epoch_packs(plan, objective, members, groups, epoch):
-                parts.append(_step_arrays(objective, members, signals, places, packs))
+            for places, packs in _epoch_packs(plan, objective, members, groups, epoch, shares=shares):
+                parts.append(_step_arrays(objective, members, signals, places, packs, shares=shares))
                 parts[-1]["step"] += len(parts) - 1
                 parts[-1]["pack"] += num_packs
                 parts[-1]["pack_step"] += len(parts) - 1
@@ -170,13 +168,6 @@ def build_plan(
     return Plan(manifest=manifest, **arrays)
 
 
-def plan_settings(plan: PlanConfig, objective: ObjectiveConfig) -> dict[str, Any]:
-    """The settings that a plan depends on, as they stand in its manifest."""
-    values = to_dict(objective)
-    wanted = {name: values[name] for name in OBJECTIVE_FIELDS} | {"unit": needs_of(objective.surrogate).unit}
-    return {"plan": to_dict(plan), "objective": wanted}
-
-
 def validation_plan(store: Groups, plan: PlanConfig, objective: ObjectiveConfig) -> Plan:
     """One step over all validation groups, in the store's order.
 
@@ -194,27 +185,31 @@ def validation_plan(store: Groups, plan: PlanConfig, objective: ObjectiveConfig)
     return build_plan(store, whole, objective, validation=True)
 
 
-def reference_order(store: Groups, plan: PlanConfig, objective: ObjectiveConfig) -> list[list[int]]:
-    """Packs of store indices that cover every trajectory: those of the plan's epoch 0, then packs of the rest.
+def reference_order(store: Groups, plan: PlanConfig, objective: ObjectiveConfig) -> tuple[list[list[int]], bool]:
+    """Packs of store indices that cover every trajectory, and whether members of a group in a pack share their prompt.
+
+    The packs are those of the plan's epoch 0, then packs of the rest.
 
     The first packs are the plan's own, so that a trajectory's reference is computed in the very pack in which the
     first epoch trains it. Where cycling repeats a trajectory it is computed in each of its packs; the last one
     computed counts. `drop_silent_groups` is not looked at: it excludes the KL term, and then no reference is read.
     """
-    _check_settings(plan)
+    check_settings(plan)
     members = epoch_members(store, plan)
+    shares = shares_prompts(plan, members, capacity(plan))
     order = [
         members.trajectory[places[positions]].tolist()
-        for places, packs in _epoch_packs(plan, objective, members, members.groups, epoch=0)
+        for places, packs in _epoch_packs(plan, objective, members, members.groups, epoch=0, shares=shares)
         for positions in packs
     ]
     rest = np.setdiff1d(np.arange(store.num_trajectories), members.trajectory)
     lengths = np.asarray(store.prompt_lengths, dtype=np.int64)[rest] + np.asarray(store.response_lengths)[rest]
-    return order + [rest[positions].tolist() for positions in pack(lengths, _capacity(plan), names=rest)]
+    order += [rest[positions].tolist() for positions in pack(lengths, capacity(plan), names=rest)]
+    return order, shares
 
 
 def _epoch_packs(
-    plan: PlanConfig, objective: ObjectiveConfig, members: Members, groups: IntArray, epoch: int
+    plan: PlanConfig, objective: ObjectiveConfig, members: Members, groups: IntArray, epoch: int, *, shares: bool
 ) -> Iterator[tuple[IntArray, list[list[int]]]]:
     """Each step of an epoch: places of its members, and its packs as positions in those places."""
     steps = epoch_steps(groups, seed=plan.seed, epoch=epoch, shuffle=plan.shuffle, groups_per_step=plan.groups_per_step)
@@ -223,28 +218,51 @@ def _epoch_packs(
         step, sizes = step[sizes > 0], sizes[sizes > 0]
         places = ranges(members.offsets[step], sizes)
         if needs_of(objective.surrogate).unit == "group":
-            packs = pack_groups(
-                members.tokens[places], sizes, _capacity(plan), equal_parts=plan.equal_parts, names=step
+            # All members of a group come into one pack.
+            lengths = _added_tokens(members, places, np.zeros_like(places), shares=shares)
+            packs = pack_groups(lengths, sizes, capacity(plan), equal_parts=plan.equal_parts, names=step)
+        elif shares:
+            packs = pack_sharing(
+                members.tokens[places],
+                members.prompt_tokens[places],
+                sizes,
+                capacity(plan),
+                equal_parts=plan.equal_parts,
+                names=members.trajectory[places],
             )
         else:
             names = members.trajectory[places]
-            packs = pack(members.tokens[places], _capacity(plan), equal_parts=plan.equal_parts, names=names)
+            packs = pack(members.tokens[places], capacity(plan), equal_parts=plan.equal_parts, names=names)
         yield places, packs
 
 
+def _added_tokens(members: Members, places: IntArray, pack: IntArray, *, shares: bool) -> IntArray:
+    if not shares:
+        return members.tokens[places]
+    return added_tokens(members.tokens[places], members.prompt_tokens[places], members.group[places], pack)
+
+
 def _step_arrays(
-    objective: ObjectiveConfig, members: Members, signals: Signals, places: IntArray, packs: list[list[int]]
+    objective: ObjectiveConfig,
+    members: Members,
+    signals: Signals,
+    places: IntArray,
+    packs: list[list[int]],
+    *,
+    shares: bool,
 ) -> dict[str, Any]:
     """The plan's arrays for one step, steps and packs numbered from 0."""
     order = np.array([position for positions in packs for position in positions], dtype=np.int64)
     sizes = np.array([len(positions) for positions in packs], dtype=np.int64)
     ordered = places[order]
+    number = np.repeat(np.arange(len(packs)), sizes)
+    added = _added_tokens(members, ordered, number, shares=shares)
     kl_mode = objective.weight if objective.kl_weight is None else objective.kl_weight
     return {
         "trajectory": members.trajectory[ordered],
         "group": members.group[ordered],
         "step": np.zeros(len(order), dtype=np.int64),
-        "pack": np.repeat(np.arange(len(packs)), sizes),
+        "pack": number,
         "advantage": signals.advantage[ordered],
         "weight": step_weights(objective.weight, objective, members, signals, places)[order],
         "kl_weight": step_weights(kl_mode, objective, members, signals, places)[order],
@@ -252,7 +270,7 @@ def _step_arrays(
         "tokens": members.tokens[ordered],
         "response_tokens": members.response_tokens[ordered],
         "pack_step": np.zeros(len(packs), dtype=np.int64),
-        "pack_tokens": np.add.reduceat(members.tokens[ordered], np.cumsum(sizes) - sizes),
+        "pack_tokens": np.add.reduceat(added, np.cumsum(sizes) - sizes),
     }
 
 
@@ -265,6 +283,7 @@ def _counts(
         "packs": len(arrays["pack_step"]),
         "trajectories": len(arrays["trajectory"]),
         "tokens": int(arrays["pack_tokens"].sum(dtype=np.int64)),
+        "shared_prompt_tokens": int(arrays["tokens"].sum(dtype=np.int64) - arrays["pack_tokens"].sum(dtype=np.int64)),
         "padded_tokens": int(arrays["pack_padded"].sum(dtype=np.int64)),
         "response_tokens": int(arrays["response_tokens"].sum(dtype=np.int64)),
         "groups_per_epoch": len(groups),
@@ -275,40 +294,6 @@ def _counts(
         "trajectories_masked": int(signals.masked.sum()),
         "trajectories_empty": int((members.response_tokens == 0).sum()),
     }
-
-
-def _capacity(plan: PlanConfig) -> int:
-    """Real tokens that a pack may hold, so that its padded length stays within max_pack_tokens."""
-    return plan.max_pack_tokens // plan.pack_multiple * plan.pack_multiple
-
-
-def _check_settings(plan: PlanConfig) -> None:
-    counts = ("epochs", "groups_per_step", "pack_multiple", "equal_parts", "trajectories_per_group")
-    minima = dict.fromkeys(counts, 1) | {"seed": 0}
-    for name, minimum in minima.items():
-        value = getattr(plan, name)
-        if value is not None and value < minimum:
-            raise ConfigError("too small", where=f"plan.{name}", expected=f">= {minimum}", got=value)
-    if plan.max_pack_tokens < plan.pack_multiple:
-        raise ConfigError(
-            "smaller than plan.pack_multiple",
-            where="plan.max_pack_tokens",
-            expected=f">= {plan.pack_multiple}",
-            got=plan.max_pack_tokens,
-        )
-    if plan.short_groups not in ("keep", "cycle"):
-        raise ConfigError("unknown rule", where="plan.short_groups", expected="keep or cycle", got=plan.short_groups)
-
-
-def _check_silent(objective: ObjectiveConfig) -> None:
-    if objective.beta or objective.entropy_coefficient:
-        raise ConfigError(
-            "groups without advantages still have KL and entropy terms and cannot be dropped",
-            where="plan.drop_silent_groups",
-            expected="objective.beta = 0 and objective.entropy_coefficient = 0",
-            got=f"beta = {objective.beta}, entropy_coefficient = {objective.entropy_coefficient}",
-            remedy="--set plan.drop_silent_groups=false",
-        )
 
 
 def arrays_fingerprint(arrays: dict[str, Any]) -> str:

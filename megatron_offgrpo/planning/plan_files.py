@@ -9,7 +9,8 @@ import numpy as np
 from megatron_offgrpo.artifacts import atomic_folder, read_manifest, write_manifest
 from megatron_offgrpo.config import ObjectiveConfig, PlanConfig
 from megatron_offgrpo.errors import DataError
-from megatron_offgrpo.planning.plan import ARRAYS, Plan, arrays_fingerprint, plan_settings
+from megatron_offgrpo.planning.plan import ARRAYS, Plan, arrays_fingerprint
+from megatron_offgrpo.planning.settings import plan_settings
 
 ARRAYS_FILE = "plan.npz"
 REMEDY = "run `offgrpo plan` again"

@@ -188,10 +188,13 @@ def _plan_lines(plan: Facts) -> list[str]:
     first, last = plan["trajectories_of_first_step"], plan["trajectories_of_last_step"]
     per_step = f"{first}" if first == last else f"{first}, in the last step {last}"
     fill = 100 * plan["fill"]
+    shared = plan.get("shared_prompt_tokens", 0)
+    without = 100 * shared / (plan["tokens"] + shared)
     lines = [
         f"steps          {plan['steps']} ({per_step} trajectories a step)",
         f"trajectories   {plan['trajectories']:,} from {plan['groups_per_epoch']:,} groups an epoch",
         f"tokens         {plan['tokens']:,}, of them {plan['response_tokens']:,} in responses",
+        f"prompts        shared: {shared:,} tokens fewer ({without:.1f} %)" if shared else "prompts        not shared",
         f"packs          {plan['packs']:,} of at most {plan['longest_pack']:,} tokens "
         f"(lower bound {plan['packs_lower_bound']:,})",
         f"padding        {100 - fill:.3f} % of the tokens computed (fill {fill:.3f} %)",

@@ -1,7 +1,7 @@
 """Turns a pack of the plan into tensors: token ids for the model, one row per response token for the loss."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
@@ -28,6 +28,8 @@ class Member:
     reward: float = 0.0
     weight: float = 0.0
     kl_weight: float = 0.0
+    continues: bool = False
+    """Its prompt is that of the member before it, and stands in the pack once for both."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class Batch:
 
 def members_of(plan: Plan, pack: int) -> list[Member]:
     """The trajectories of a pack of the plan, with their advantages and weights."""
+    entries = plan.entries(pack)
     return [
         Member(
             trajectory=int(plan.trajectory[i]),
@@ -80,9 +83,51 @@ def members_of(plan: Plan, pack: int) -> list[Member]:
             reward=float(plan.reward[i]),
             weight=float(plan.weight[i]),
             kl_weight=float(plan.kl_weight[i]),
+            continues=continues,
         )
-        for i in range(*plan.entries(pack).indices(len(plan.trajectory)))
+        for i, continues in enumerate(plan.continues(entries).tolist(), entries.start)
     ]
+
+
+@dataclass
+class _Row:
+    """What the members' tokens make of the row, before any sharding."""
+
+    ids: list[npt.NDArray[np.int32]] = field(default_factory=list)
+    bounds: list[int] = field(default_factory=lambda: [0])
+    """Of the segments: a prompt and its response, or a response that continues an earlier prompt."""
+    prompt: tuple[int, int] = (0, 0)
+    """Places of the latest prompt."""
+    prompts: dict[int, tuple[int, int]] = field(default_factory=dict)
+    """Segment -> the places of the prompt that it continues."""
+    rows: list[npt.NDArray[np.int64]] = field(default_factory=list)
+    """Of each response token, the place before it, where it is predicted."""
+
+    def add(self, prompt_ids: npt.NDArray[np.int32], response_ids: npt.NDArray[np.int32], *, continues: bool) -> None:
+        start, length = self.bounds[-1], len(response_ids)
+        if continues:
+            self.prompts[len(self.bounds) - 1] = self.prompt
+        else:
+            self.prompt = (start, start + len(prompt_ids))
+            self.ids.append(prompt_ids)
+            start = self.prompt[1]
+        self.ids.append(response_ids)
+        self.rows.append(np.concatenate([[self.prompt[1] - 1], np.arange(start, start + length - 1)])[:length])
+        self.bounds.append(start + length)
+
+    def pad(self, multiple: int) -> None:
+        """To a multiple of `multiple` above 0, by a segment of its own."""
+        padding = -self.bounds[-1] % multiple or (0 if self.ids else multiple)
+        if padding:
+            self.ids.append(np.zeros(padding, np.int32))
+            self.bounds.append(self.bounds[-1] + padding)
+
+    def positions(self) -> npt.NDArray[np.int64]:
+        """A response that continues a prompt begins at the prompt's length."""
+        before = [np.diff(self.prompts.get(number, (0, 0))) for number in range(len(self.bounds) - 1)]
+        return np.concatenate(
+            [np.arange(end - start) + first for (start, end), first in zip(pairwise(self.bounds), before, strict=True)]
+        )
 
 
 def build_batch(
@@ -99,33 +144,27 @@ def build_batch(
     """Lays the members' prompts and responses end to end and pads the end to `pack_multiple`.
 
     Token t of a response is predicted at the place before it: the shift is done here once, before any sharding.
+    The first tokens of responses that share a prompt are all predicted at its last place.
     Without members the batch is one padding segment and has no rows (a zero-weight pack). Under context parallelism
     the batch holds this rank's tokens and the rows among them.
     """
-    ids: list[npt.NDArray[np.int32]] = []
-    bounds, rows, targets = [0], [], []
+    row, targets = _Row(), []
     mu, ref, lengths = [], [], []
     for member in members:
         tokens = store.trajectory(member.trajectory)
-        prompt, response = len(tokens.prompt_ids), len(tokens.response_ids)
-        ids += [tokens.prompt_ids, tokens.response_ids]
-        rows.append(np.arange(bounds[-1] + prompt - 1, bounds[-1] + prompt + response - 1))
+        response = len(tokens.response_ids)
+        row.add(tokens.prompt_ids, tokens.response_ids, continues=member.continues)
         targets.append(tokens.response_ids)
         known = tokens.behaviour_logprobs
         mu.append(np.zeros(response, np.float32) if known is None else known)
         ref.append(np.zeros(response, np.float32) if reference is None else reference(member.trajectory))
         lengths.append(response)
-        bounds.append(bounds[-1] + prompt + response)
-    padding = -bounds[-1] % pack_multiple or (pack_multiple if not members else 0)
-    if padding:
-        ids.append(np.zeros(padding, np.int32))
-        bounds.append(bounds[-1] + padding)
-    positions = np.concatenate([np.arange(end - start) for start, end in pairwise(bounds)])
+    row.pad(pack_multiple)
 
-    own = own_tokens(bounds[-1], cp, cp_rank)
-    place_of = np.full(bounds[-1], -1)
+    own = own_tokens(row.bounds[-1], cp, cp_rank)
+    place_of = np.full(row.bounds[-1], -1)
     place_of[own] = np.arange(len(own))
-    all_rows = place_of[_joined(rows)]
+    all_rows = place_of[_joined(row.rows)]
     row_places = np.flatnonzero(all_rows >= 0)
 
     def of_rows(values: npt.NDArray, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -136,9 +175,9 @@ def build_batch(
 
     indices = np.asarray([member.trajectory for member in members], dtype=np.int64)
     model_input = ModelInput(
-        ids_1T=_tensor(np.concatenate(ids)[own], torch.int64, device)[None],
-        positions_T=_tensor(positions[own], torch.int64, device),
-        segments=PackedSegments.of(tuple(bounds), device, cp=cp, cp_rank=cp_rank),
+        ids_1T=_tensor(np.concatenate(row.ids)[own], torch.int64, device)[None],
+        positions_T=_tensor(row.positions()[own], torch.int64, device),
+        segments=PackedSegments.of(tuple(row.bounds), device, prompts=row.prompts, cp=cp, cp_rank=cp_rank),
         rows_R=of_rows(all_rows, torch.int64),
         targets_R=of_rows(_joined(targets), torch.int64),
     )

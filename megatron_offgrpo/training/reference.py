@@ -16,6 +16,7 @@ from megatron_offgrpo.model.hf_config import read_architecture
 from megatron_offgrpo.parallel.runtime import Placement
 from megatron_offgrpo.planning.assignment import assign
 from megatron_offgrpo.planning.plan import reference_order
+from megatron_offgrpo.planning.sharing import continuing
 from megatron_offgrpo.progress import progress, say
 from megatron_offgrpo.training.batch import Batch, Member, build_batch
 from megatron_offgrpo.training.checkpoint import load_weights
@@ -59,10 +60,14 @@ def reference_logprobs(student: Student, store: TrajectoryStore, run: RunConfig,
     The packs are those of the plan's first epoch, then packs of what that epoch leaves out: at the same layout step 0
     computes the very same packs, and its log-probs equal the reference to the bit.
     """
-    packs = reference_order(store, run.plan, run.objective)
+    order, shares = reference_order(store, run.plan, run.objective)
+    packs = [_members(trajectories, store, shares=shares) for trajectories in order]
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(store.response_lengths)])
     lengths = store.prompt_lengths + store.response_lengths
-    costs = [float(lengths[np.asarray(pack)].sum()) for pack in packs]
+    costs = [
+        float(sum((store.response_lengths if m.continues else lengths)[m.trajectory] for m in members))
+        for members in packs
+    ]
     mine = assign(costs, place.dp, run.layout.pp if run.layout.vpp > 1 else 1)[place.dp_rank]
     logprobs = np.full(offsets[-1], np.nan, np.float32) if place.is_writer else None
     rounds = [mine[start : start + PACKS_PER_ROUND] for start in range(0, len(mine), PACKS_PER_ROUND)]
@@ -74,13 +79,18 @@ def reference_logprobs(student: Student, store: TrajectoryStore, run: RunConfig,
     return logprobs
 
 
+def _members(trajectories: list[int], store: TrajectoryStore, *, shares: bool) -> list[Member]:
+    groups = store.group_index[trajectories]
+    shared = continuing(groups, np.zeros_like(groups)) & shares
+    return [Member(t, continues=c) for t, c in zip(trajectories, shared.tolist(), strict=True)]
+
+
 def _forward(
-    packs: list[list[int]], student: Student, store: TrajectoryStore, run: RunConfig, place: Placement
+    packs: list[list[Member]], student: Student, store: TrajectoryStore, run: RunConfig, place: Placement
 ) -> list[PackLogprobs]:
     """Of each pack, on ranks that report."""
 
-    def make(trajectories: list[int]) -> Batch:
-        members = [Member(int(trajectory)) for trajectory in trajectories]
+    def make(members: list[Member]) -> Batch:
         return build_batch(
             store,
             members,

@@ -1,4 +1,8 @@
-"""Every layout gives the loss and the gradients of one process, on the same packs and on other packs."""
+"""Every layout gives the loss and the gradients of one process, on the same packs and on other packs.
+
+What is expected is computed with every trajectory a sequence of its own; the toy groups' prompts are a good part of
+their tokens, so the cases share them wherever the plan does not forbid it.
+"""
 
 import json
 from pathlib import Path
@@ -8,7 +12,9 @@ import torch
 from megatron.core import dist_checkpointing
 
 from megatron_offgrpo.config import LayoutConfig
+from megatron_offgrpo.data.store import TrajectoryStore
 from megatron_offgrpo.parallel import runtime
+from megatron_offgrpo.planning.plan import build_plan
 from megatron_offgrpo.training.student import build_student
 from tests.distributed.harness import run_ranks
 from tests.distributed.layout_worker import gradient, gradient_state, run_of
@@ -19,13 +25,19 @@ KINDS = ("qwen2", "qwen2_tied", "qwen3", "qwen3_moe")
 _TP2 = {"tp": 2}
 _SP2 = {"tp": 2, "sequence_parallel": True}
 _PP2 = {"pp": 2}
+_CP2 = {"cp": 2}
 _DP2: dict = {}
+_SEPARATE = {"share_prompts": "never"}
 TWO_PROCESSES = (
     [("qwen2", name, layout, {}) for name, layout in (("tp2", _TP2), ("sp2", _SP2), ("pp2", _PP2), ("dp2", _DP2))]
     + [("qwen2_tied", "sp2", _SP2, {}), ("qwen2_tied", "pp2", _PP2, {}), ("qwen3", "sp2", _SP2, {})]
     + [("qwen3_moe", "ep2", {"ep": 2}, {}), ("qwen3_moe", "pp2", _PP2, {})]
     + [("qwen2", "pp2_small_packs", _PP2, {"max_pack_tokens": 48}), ("qwen2", "vpp2", {"pp": 2, "vpp": 2}, {})]
     + [("qwen2", "cp2", {"cp": 2}, {}), ("qwen3_moe", "cp2", {"cp": 2}, {})]
+    + [
+        ("qwen2", f"{name}_separate", layout, _SEPARATE)
+        for name, layout in (("sp2", _SP2), ("pp2", _PP2), ("cp2", _CP2))
+    ]
 )
 FOUR_PROCESSES = [
     ("qwen2", "tp2_pp2", {"tp": 2, "pp": 2}, {}),
@@ -48,6 +60,8 @@ ONE_PROCESS = [
     ("qwen2", "two_packs", {}, {"max_pack_tokens": 240}),
     ("qwen2", "many_packs", {}, {"max_pack_tokens": 48}),
     ("qwen2", "other_alignment", {}, {"pack_multiple": 16}),
+    *((kind, "shared", {}, {}) for kind in KINDS),
+    ("qwen2", "separate_packs", {}, {"share_prompts": "never", "max_pack_tokens": 48}),
 ]
 
 
@@ -78,14 +92,12 @@ def folder(tmp_path_factory, place) -> Path:
 @pytest.fixture(scope="module")
 def expected(folder, place):
     """Gradients and metrics of one process, by architecture, at the toy run's own packs."""
-    from megatron_offgrpo.data.store import TrajectoryStore
-
     store = TrajectoryStore.open(folder / "store")
     found = {}
     wanted = [(kind, "released", {}) for kind in KINDS]
     wanted += [("qwen2", "sequence_probability", {}), ("qwen2", "dpo", {"max_pack_tokens": 240})]
     for kind, objective, plan in wanted:
-        run = run_of({"objective": objective, "plan": plan})
+        run = run_of({"objective": objective, "plan": plan | _SEPARATE})
         student, metrics, packs = gradient(run, kind, store, place, folder / "weights" / kind)
         assert packs > 1
         gradients = {n: p.main_grad.clone() for n, p in student.models[0].named_parameters()}
@@ -114,6 +126,14 @@ def written(folder) -> Path:
     run_ranks("tests.distributed.layout_worker:write_gradients", 2, cases=_cases(TWO_PROCESSES + UNITS), **common)
     run_ranks("tests.distributed.layout_worker:write_gradients", 4, cases=_cases(FOUR_PROCESSES), **common)
     return output
+
+
+def test_the_cases_share_prompts_unless_they_say_otherwise(folder):
+    store = TrajectoryStore.open(folder / "store")
+    for case in _cases(ONE_PROCESS + TWO_PROCESSES + UNITS + FOUR_PROCESSES):
+        run = run_of(case)
+        shared = build_plan(store, run.plan, run.objective).manifest.counts["shared_prompt_tokens"]
+        assert (shared == 0) == (case["plan"].get("share_prompts") == "never"), case["name"]
 
 
 @pytest.mark.parametrize(

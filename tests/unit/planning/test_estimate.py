@@ -48,7 +48,8 @@ def test_only_active_experts_count_for_a_token():
 def tiny_plan():
     """One step: packs of 8 (3 + 5 tokens) and 6 tokens, padded to 8; responses 2, 4 and 5."""
     store = fake_store([3], [1], [2, 4, 5], [1, 0, 0])
-    return build_plan(store, PlanConfig(max_pack_tokens=8, pack_multiple=8, shuffle=False), OBJECTIVE)
+    config = PlanConfig(max_pack_tokens=8, pack_multiple=8, shuffle=False, share_prompts="never")
+    return build_plan(store, config, OBJECTIVE)
 
 
 def test_flops_by_hand():

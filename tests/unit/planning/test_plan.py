@@ -17,7 +17,14 @@ from megatron_offgrpo.planning.plan import ARRAYS, build_plan, reference_order
 from megatron_offgrpo.planning.plan_files import load_plan, require_settings, save_plan
 from tests.unit.planning.fakes import OBJECTIVE, fake_store, random_store
 
-CONFIG = PlanConfig(groups_per_step=4, trajectories_per_group=None, max_pack_tokens=100, pack_multiple=8, epochs=2)
+CONFIG = PlanConfig(
+    groups_per_step=4,
+    trajectories_per_group=None,
+    max_pack_tokens=100,
+    pack_multiple=8,
+    share_prompts="never",
+    epochs=2,
+)
 
 
 def same(one, other):
@@ -177,6 +184,7 @@ def test_nothing_left_to_train_on_is_refused():
         ("seed", -1),
         ("max_pack_tokens", 7),
         ("short_groups", "fill"),
+        ("share_prompts", "sometimes"),
     ],
 )
 def test_impossible_settings_name_their_field(field, value):
@@ -242,7 +250,8 @@ def test_reference_order_begins_with_epoch_0_and_covers_the_store(count, rule):
     store = random_store(20)
     config = dataclasses.replace(CONFIG, trajectories_per_group=count, short_groups=rule)
     plan = build_plan(store, config, OBJECTIVE)
-    packs = reference_order(store, config, OBJECTIVE)
+    packs, shares = reference_order(store, config, OBJECTIVE)
+    assert not shares
     steps_per_epoch = 5
     first = [
         plan.trajectory[plan.entries(number)].tolist()

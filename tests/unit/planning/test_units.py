@@ -15,7 +15,14 @@ from megatron_offgrpo.planning.plan import build_plan, reference_order
 from megatron_offgrpo.planning.plan_files import require_settings
 from tests.unit.planning.fakes import OBJECTIVE, fake_store, random_store
 
-CONFIG = PlanConfig(groups_per_step=4, trajectories_per_group=None, max_pack_tokens=640, pack_multiple=8, epochs=2)
+CONFIG = PlanConfig(
+    groups_per_step=4,
+    trajectories_per_group=None,
+    max_pack_tokens=640,
+    pack_multiple=8,
+    share_prompts="never",
+    epochs=2,
+)
 DPO = dataclasses.replace(OBJECTIVE, surrogate=functools.partial(dpo, temperature=0.2), weight="group")
 
 
@@ -43,7 +50,7 @@ def test_a_plan_for_groups_keeps_each_in_one_pack_with_its_members_side_by_side(
             assert np.array_equal(places, np.arange(places[0], places[-1] + 1))
             assert len(places) == store.group_offsets[group + 1] - store.group_offsets[group]
     first = [plan.trajectory[plan.entries(pack)].tolist() for pack in plan.packs_of_step(0)]
-    assert reference_order(store, CONFIG, DPO)[: len(first)] == first
+    assert reference_order(store, CONFIG, DPO)[0][: len(first)] == first
 
 
 def test_trajectories_are_packed_apart_from_their_groups_otherwise():

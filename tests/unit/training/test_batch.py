@@ -89,7 +89,61 @@ def test_two_context_parallel_ranks_share_the_pack_by_its_ends():
     assert [rank.row_places.tolist() for rank in ranks] == [[0], [1, 2, 3, 4]]
     assert [rank.weight.tolist() for rank in ranks] == [[1.0], [1.0, 2.0, 2.0, 2.0]]
     # Rank 1's tokens 3 and 4 see keys 0-4; 30 begins a segment at 5, which goes on in its second piece.
-    parts = [(p.query_start, p.query_end, p.key_start, p.key_end) for p in ranks[1].model_input.segments.parts]
-    assert parts == [(0, 2, 0, 5), (2, 3, 5, 6), (3, 6, 5, 9)]
-    # Laid rank after rank, the row's tokens stand at:
-    assert ranks[0].model_input.segments.gathered_order_T.tolist() == [0, 1, 2, 6, 7, 8, 9, 10, 11, 3, 4, 5]
+    # Laid rank after rank, places 3-8 of the row stand at 6-11, and 9-11 at 3-5.
+    assert keys_of_parts(ranks[1]) == [(2, [0, 1, 2, 6, 7]), (1, [8]), (3, [8, 9, 10, 11])]
+    assert keys_of_parts(ranks[0]) == [(3, [0, 1, 2]), (3, [3, 4, 5])]
+
+
+def keys_of_parts(got):
+    """Of each part its number of tokens, and where the keys that they see stand."""
+    segments = got.model_input.segments
+    keys = segments.key_places_K.split(list(segments.key_lengths))
+    return [(count, places.tolist()) for count, places in zip(segments.query_lengths, keys, strict=True)]
+
+
+class OneGroup:
+    """prompt 10 11 12, responses 20 21, none at all, and 40 41 42; then prompt 50, response 60."""
+
+    on_policy = np.array([False] * 4)
+
+    def trajectory(self, index):
+        response = [[20, 21], [], [40, 41, 42], [60]][index]
+        prompt = [10, 11, 12] if index < 3 else [50]
+        return TokenizedTrajectory(np.array(prompt, np.int32), np.array(response, np.int32), None)
+
+
+def group_batch(**layout):
+    members = [Member(0), *(Member(i, continues=True) for i in (1, 2)), Member(3)]
+    return build_batch(OneGroup(), members, pack=0, pack_multiple=4, reference=None, device=CPU, **layout)
+
+
+def test_responses_that_share_a_prompt_continue_it():
+    got = group_batch()
+    # place       0  1  2  3  4 | 5  6  7 | 8  9 |10 11
+    # token      10 11 12 20 21 |40 41 42 |50 60 | 0  0
+    assert got.model_input.ids_1T.tolist() == [[10, 11, 12, 20, 21, 40, 41, 42, 50, 60, 0, 0]]
+    assert got.model_input.positions_T.tolist() == [0, 1, 2, 3, 4, 3, 4, 5, 0, 1, 0, 1]
+    # 20 and 40 are both predicted at 12, the prompt's last place.
+    assert got.model_input.rows_R.tolist() == [2, 3, 2, 5, 6, 8]
+    assert got.model_input.targets_R.tolist() == [20, 21, 40, 41, 42, 60]
+    assert got.trajectory.tolist() == [0, 0, 2, 2, 2, 3]
+    assert keys_of_parts(got) == [(5, [0, 1, 2, 3, 4]), (3, [0, 1, 2, 5, 6, 7]), (2, [8, 9]), (2, [10, 11])]
+    assert got.model_input.segments.cu_seqlens_q.tolist() == [0, 5, 8, 10, 12]
+    assert got.model_input.segments.cu_seqlens_kv.tolist() == [0, 5, 11, 13, 15]
+
+
+def test_a_shared_prompt_cut_by_context_parallelism():
+    ranks = [group_batch(cp=2, cp_rank=rank) for rank in range(2)]
+    # Pieces of three: 10 11 12 | 20 21 40 | 41 42 50 | 60 0 0; rank 0 has the first and the last.
+    assert [rank.model_input.ids_1T.tolist() for rank in ranks] == [
+        [[10, 11, 12, 60, 0, 0]],
+        [[20, 21, 40, 41, 42, 50]],
+    ]
+    assert [rank.model_input.positions_T.tolist() for rank in ranks] == [[0, 1, 2, 1, 0, 1], [3, 4, 3, 4, 5, 0]]
+    # Rows 2 3 2 5 6 8 of the row: whoever holds 12 has the first rows of both responses.
+    assert [rank.row_places.tolist() for rank in ranks] == [[0, 2], [1, 3, 4, 5]]
+    assert [rank.model_input.rows_R.tolist() for rank in ranks] == [[2, 2], [0, 2, 3, 5]]
+    assert [rank.model_input.targets_R.tolist() for rank in ranks] == [[20, 40], [21, 41, 42, 60]]
+    # Laid rank after rank, places 3-8 stand at 6-11, and 9-11 at 3-5. 60 sees 50 and itself.
+    assert keys_of_parts(ranks[0]) == [(3, [0, 1, 2]), (1, [11, 3]), (2, [4, 5])]
+    assert keys_of_parts(ranks[1]) == [(2, [0, 1, 2, 6, 7]), (1, [0, 1, 2, 8]), (2, [0, 1, 2, 8, 9, 10]), (1, [11])]
