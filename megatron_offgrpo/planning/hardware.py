@@ -18,6 +18,22 @@ CARDS = {
     "L40S": (44.4, 362.0),
 }
 """GiB that CUDA reports, and 10^12 FLOP/s in bf16 (NVIDIA's data sheets, SXM where there is a choice)."""
+DEVICES = {
+    "NVIDIA A100-SXM4-40GB": "A100-40GB",
+    "NVIDIA A100-PCIE-40GB": "A100-40GB",
+    "NVIDIA A100-SXM4-80GB": "A100",
+    "NVIDIA A100 80GB PCIe": "A100",
+    "NVIDIA H100 80GB HBM3": "H100",
+    "NVIDIA H200": "H200",
+    "NVIDIA B200": "B200",
+    "NVIDIA L40S": "L40S",
+}
+"""Names that CUDA reports for these cards. Other variants (H100 PCIe, MIG slices) have other rates and are left out."""
+
+
+def peak_tflops_of(device_name: str) -> float | None:
+    """10^12 FLOP/s in bf16 of the GPU that CUDA calls so; None where its rate is not known."""
+    return CARDS[DEVICES[device_name]][1] if device_name in DEVICES else None
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The artefacts that a training run reads, opened and checked against each other."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from megatron_offgrpo.artifacts import Manifest, fingerprint_of, require_input
@@ -9,7 +10,7 @@ from megatron_offgrpo.config_values import to_dict
 from megatron_offgrpo.data.store import TrajectoryStore
 from megatron_offgrpo.model.hf_config import Architecture, read_architecture
 from megatron_offgrpo.objective.compose import needs_reference
-from megatron_offgrpo.planning.plan import Plan, validation_plan
+from megatron_offgrpo.planning.plan import Plan, build_plan, validation_plan
 from megatron_offgrpo.planning.plan_files import load_plan, require_settings
 from megatron_offgrpo.training.checkpoint_folder import require_latest
 from megatron_offgrpo.training.reference_cache import ReferenceCache, inputs_of, open_reference
@@ -69,3 +70,16 @@ def open_inputs(run: RunConfig) -> Inputs:
         config=config,
     )
     return Inputs(store, plan, validation, reference, initial, manifest, read_architecture(run.paths.hf_model))
+
+
+def leave_out(inputs: Inputs, trajectories: Sequence[int], run: RunConfig) -> Inputs:
+    """The inputs with a plan without these trajectories, made from the same store and settings.
+
+    The run stays the same one: its manifest goes on naming the plan on disk.
+
+    Raises:
+        ConfigError | DataError: what is left cannot be planned.
+    """
+    if not trajectories:
+        return inputs
+    return replace(inputs, plan=build_plan(inputs.store, run.plan, run.objective, quarantine=trajectories))

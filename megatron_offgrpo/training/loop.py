@@ -1,7 +1,7 @@
 """The training loop: the plan's steps, one after the other, from wherever the last checkpoint left off."""
 
+import gc
 import random
-import resource
 import shutil
 import time
 from pathlib import Path
@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_offgrpo.artifacts import Manifest, fingerprint_of
-from megatron_offgrpo.config import RunConfig
+from megatron_offgrpo.config import RunConfig, TrackingConfig
 from megatron_offgrpo.errors import CheckpointError, TrainingError
 from megatron_offgrpo.model.shape import shape_of
 from megatron_offgrpo.objective.compose import results
@@ -24,11 +24,14 @@ from megatron_offgrpo.progress import progress, say
 from megatron_offgrpo.training import checkpoint
 from megatron_offgrpo.training.batch import Batch, build_batch, members_of
 from megatron_offgrpo.training.checkpoint_folder import read_best, write_best
-from megatron_offgrpo.training.inputs import Inputs, open_inputs
+from megatron_offgrpo.training.inputs import Inputs, leave_out, open_inputs
+from megatron_offgrpo.training.measures import step_values
+from megatron_offgrpo.training.quarantine import BadStep, Quarantine, Rollback, read_quarantine, write_quarantine
 from megatron_offgrpo.training.run_folder import MetricsLog, open_run
 from megatron_offgrpo.training.signals import StopRequest
-from megatron_offgrpo.training.step import MakeBatch, StepResult, train_step
+from megatron_offgrpo.training.step import BadStepError, MakeBatch, train_step
 from megatron_offgrpo.training.student import build_student, learning_rate
+from megatron_offgrpo.training.tracking import Tracking, require_tracking
 from megatron_offgrpo.training.validation import PREFIX, is_better, validate
 from megatron_offgrpo.training.watchdog import Watchdog
 
@@ -44,10 +47,11 @@ def train(run: RunConfig, place: Placement, *, force: bool = False) -> bool:
         True if the plan is finished, False if a signal ended the run after a checkpoint.
 
     Raises:
-        TrainingError: a bad step, where the run is to halt, or too many in a row.
+        TrainingError: a bad step, where the run is to halt, or too many rollbacks.
         CheckpointError: the last checkpoint could not be written; an earlier failure is said, and training goes on.
     """
     stop = StopRequest()
+    require_tracking(run.tracking)
     inputs = open_inputs(run)
     output = Path(run.paths.output)
     if place.is_writer:
@@ -56,56 +60,83 @@ def train(run: RunConfig, place: Placement, *, force: bool = False) -> bool:
         open_run(output, inputs.manifest, run.name)
     dist.barrier()
     _seed(run.seed)
-    with Watchdog(output, place.rank, run.fault.timeout_seconds) as watchdog:
-        return _Training(run, place, inputs, stop, watchdog).run_to_the_end()
+    quarantine = read_quarantine(output, inputs.store)
+    with (
+        Tracking(output, run.tracking if place.is_writer else TrackingConfig(), inputs.manifest) as tracking,
+        Watchdog(output, place.rank, run.fault.timeout_seconds) as watchdog,
+    ):
+        left = leave_out(inputs, quarantine.trajectories, run)
+        while True:
+            try:
+                return _Training(run, place, left, quarantine, stop, watchdog, tracking).run_to_the_end()
+            except Rollback as rollback:
+                quarantine = rollback.quarantine
+            # From here on as in a new process; what a kill leaves is either the file of before or the new one.
+            left = leave_out(inputs, quarantine.trajectories, run)
+            if place.is_writer:
+                write_quarantine(output, quarantine, inputs.store)
+            gc.collect()
+            torch.cuda.empty_cache()
 
 
 class _Training:
-    """The state of a run in this process."""
+    """The state of a run in this process, from a start or a rollback on."""
 
-    def __init__(self, run: RunConfig, place: Placement, inputs: Inputs, stop: StopRequest, watchdog: Watchdog) -> None:
-        self.run, self.place, self.inputs, self.stop, self.watchdog = run, place, inputs, stop, watchdog
+    def __init__(
+        self,
+        run: RunConfig,
+        place: Placement,
+        inputs: Inputs,
+        quarantine: Quarantine,
+        stop: StopRequest,
+        watchdog: Watchdog,
+        tracking: Tracking,
+    ) -> None:
+        self.run, self.place, self.inputs, self.quarantine = run, place, inputs, quarantine
+        self.stop, self.watchdog, self.tracking = stop, watchdog, tracking
         self.output = Path(run.paths.output)
         self.student = build_student(inputs.architecture, run)
         self.writer = checkpoint.CheckpointWriter(
             self.output / CHECKPOINTS, place, keep=run.checkpoint.keep, asynchronous=run.checkpoint.asynchronous
         )
-        self.num_steps = inputs.plan.num_steps
-        self.bad_steps = 0
-        """In a row."""
+        self.num_steps = inputs.manifest.counts["steps"]
+        self.bad_steps: list[BadStep] = []
+        """In a row; the weights are those before the first of them."""
         self.has_learnt = False
         """Whether there is anything to save: without an update the optimizer has no state."""
+        self.save_seconds = 0.0
+        """Since the last line of the log."""
         best = read_best(self.output / CHECKPOINTS)
         self.best: float | None = None if best is None else best.get(run.validation.metric)
 
     def run_to_the_end(self) -> bool:
         first_step = self._load()
-        log = MetricsLog(self.output, first_step) if self.place.is_writer else None
         if self.place.is_writer:
             report_step(first_step, self.num_steps)
         done = first_step
-        with progress("train", self.num_steps, enabled=self.place.is_writer) as advance:
+        with (
+            MetricsLog(self.output, first_step, self.tracking, enabled=self.place.is_writer) as log,
+            progress("train", self.num_steps, enabled=self.place.is_writer) as advance,
+        ):
             advance(first_step)
             for step in range(first_step, self.num_steps):
                 try:
                     values = self._step(step)
-                except TrainingError:
-                    self.writer.finish()
+                except (TrainingError, Rollback):
+                    self._finish_saving()
                     raise
                 done = step + 1
                 better = self._validate_after(step, values)
-                if log is not None:
-                    log.write(values)
+                log.write({**values, "save_seconds": self.save_seconds})
+                self.save_seconds = 0.0
                 advance(1, " ".join(f"{name} {values[name]:.4g}" for name in ("loss", "grad_norm") if name in values))
                 stopping = self.stop.agreed(self.place)
                 self._save_after(step, better, last=stopping or done == self.num_steps)
                 if stopping:
                     break
-        if log is not None:
-            log.close()
-            if done < self.num_steps:
-                where = f"after step {done} of {self.num_steps}"
-                say(f"train: stopped by a signal {where}, saved; run the same command to go on")
+        if self.place.is_writer and done < self.num_steps:
+            where = f"after step {done} of {self.num_steps}"
+            say(f"train: stopped by a signal {where}, saved; run the same command to go on")
         return done == self.num_steps
 
     def _load(self) -> int:
@@ -125,21 +156,43 @@ class _Training:
         """One step of the plan and what it logs; a bad step that is skipped logs `skipped`."""
         self.watchdog.alive(f"step {step}")
         plan, started = self.inputs.plan, time.perf_counter()
-        mine = self._own_packs(plan, plan.packs_of_step(step))
+        packs = plan.packs_of_step(step)
+        if not packs:
+            # All of it is in quarantine.
+            return {"step": step, "trajectories": 0}
+        mine = self._own_packs(plan, packs)
+        self.student.balance_over(int(plan.response_tokens[plan.step == step].sum()))
+        lr = learning_rate(step, self.num_steps, self.run.optimizer)
         try:
-            lr = learning_rate(step, plan.num_steps, self.run.optimizer)
             result = train_step(self.student, mine, self._batches(plan), self.run, self.place, lr)
-        except TrainingError as error:
-            self.bad_steps += 1
-            if self.run.fault.bad_step == "halt":
-                raise
-            if self.bad_steps >= self.run.fault.max_bad_steps:
-                raise TrainingError(f"{self.bad_steps} bad steps in a row; the last: {error}") from None
-            if self.place.is_writer:
-                say(f"train: skipped step {step}: {error}")
+        except BadStepError as error:
+            return self._bad_step(step, error)
+        seconds = time.perf_counter() - started
+        self.bad_steps, self.has_learnt = [], True
+        shape = shape_of(self.inputs.architecture)
+        measured = step_values(plan, step, shape, result, seconds, self.place, self.run.model.precision)
+        return {"step": step, **results(result.metrics), "grad_norm": result.grad_norm, "lr": lr, **measured}
+
+    def _bad_step(self, step: int, error: BadStepError) -> dict[str, float]:
+        """Halts, skips, or goes back to the newest checkpoint after too many in a row."""
+        fault = self.run.fault
+        if fault.bad_step == "halt":
+            raise error
+        self.bad_steps.append(BadStep(step, error.pack, error.trajectories, str(error)))
+        if self.place.is_writer:
+            say(f"train: skipped step {step}: {error}")
+        if len(self.bad_steps) < fault.max_bad_steps:
             return {"step": step, "skipped": 1.0}
-        self.bad_steps, self.has_learnt = 0, True
-        return _values(result, plan, self.run, step, time.perf_counter() - started, self.place)
+        in_a_row = f"{len(self.bad_steps)} bad steps in a row"
+        before = len(self.quarantine.rollbacks)
+        if before >= fault.max_rollbacks:
+            raise TrainingError(
+                f"{in_a_row} after {before} rollbacks (fault.max_rollbacks); the last: {error}"
+            ) from None
+        if self.place.is_writer:
+            names = sorted({index for bad in self.bad_steps for index in bad.trajectories})
+            say(f"train: {in_a_row}, rolling back; in quarantine from now on: trajectories {names}")
+        raise Rollback(self.quarantine.after(self.bad_steps))
 
     def _own_packs(self, plan: Plan, packs: range) -> list[int | None]:
         """This rank's share of the packs, by the plan's numbers; None is a zero-weight pack."""
@@ -174,8 +227,8 @@ class _Training:
 
     def _validate_after(self, step: int, values: dict[str, float]) -> bool:
         """Adds the validation metrics to `values` where they are due; True where they are the best so far."""
-        every = self.run.validation.every_steps
-        if self.inputs.validation is None or ((step + 1) % every and step + 1 < self.num_steps):
+        every, done = self.run.validation.every_steps, step + 1
+        if self.inputs.validation is None or (done < self.num_steps and (done % every or self.bad_steps)):
             return False
         values |= self._validate()
         if not is_better(values, self.best, self.run):
@@ -183,23 +236,38 @@ class _Training:
         self.best = values[f"{PREFIX}{self.run.validation.metric}"]
         return self.run.validation.keep_best
 
+    def _finish_saving(self) -> None:
+        """Before the run ends by an error or goes back."""
+        try:
+            self.writer.finish()
+        except CheckpointError as error:
+            if self.place.is_writer:
+                say(f"train: {error}")
+
     def _save_after(self, step: int, better: bool, *, last: bool) -> None:
-        """Saves where it is due; only the last save must succeed."""
-        if not self.has_learnt:
+        """Saves where it is due; only the last save must succeed.
+
+        After bad steps the weights are those before the first of them, and are saved as such, and only where the run
+        stops: a checkpoint of a later step would hide them from the run that goes on from it.
+        """
+        every, done = self.run.checkpoint.every_steps, step + 1
+        if not self.has_learnt or (self.bad_steps and not last):
             return
+        if self.bad_steps and done < self.num_steps:
+            done = self.bad_steps[0].step
         self.watchdog.alive(f"saving after step {step}")
-        every = self.run.checkpoint.every_steps
+        started = time.perf_counter()
         try:
             self.writer.poll()
-            if last or better or (every and (step + 1) % every == 0):
+            if last or better or (every and done % every == 0):
                 # What is exported rather than gone on from should load everywhere.
-                kept = better or step + 1 == self.num_steps
-                format = "reshardable" if kept else self.run.checkpoint.format
-                self.writer.save(self.student, step + 1, _checkpoint_manifest(self.inputs, step + 1), format)
+                format = "reshardable" if better or done == self.num_steps else self.run.checkpoint.format
+                manifest = _checkpoint_manifest(self.inputs, self.quarantine, done)
+                self.writer.save(self.student, done, manifest, format)
             if better:
                 self.writer.finish()
                 if self.place.is_writer and self.best is not None:
-                    write_best(self.output / CHECKPOINTS, step + 1, self.run.validation.metric, self.best)
+                    write_best(self.output / CHECKPOINTS, done, self.run.validation.metric, self.best)
             if last:
                 self.writer.finish()
         except CheckpointError as error:
@@ -207,52 +275,21 @@ class _Training:
                 raise
             if self.place.is_writer:
                 say(f"train: {error}; training goes on, the next save tries again")
+        self.save_seconds += time.perf_counter() - started
         if self.place.is_writer and self.writer.saved is not None:
             report_step(self.writer.saved, self.num_steps)
 
 
-def _checkpoint_manifest(inputs: Inputs, iteration: int) -> Manifest:
+def _checkpoint_manifest(inputs: Inputs, quarantine: Quarantine, iteration: int) -> Manifest:
+    run = inputs.manifest
+    left_out = {"quarantine": quarantine.fingerprint} if quarantine.rollbacks else {}
     return Manifest(
         kind="checkpoint",
-        # The weights of a step are a function of the run and the step.
-        fingerprint=fingerprint_of(inputs.manifest.fingerprint, iteration),
-        inputs={**inputs.manifest.inputs, "run": inputs.manifest.fingerprint},
-        config=inputs.manifest.config,
+        # The weights of a step are a function of the run, the step and what was left out.
+        fingerprint=fingerprint_of(run.fingerprint, iteration, *left_out.values()),
+        inputs={**run.inputs, "run": run.fingerprint, **left_out},
+        config=run.config,
     )
-
-
-def _values(
-    result: StepResult, plan: Plan, run: RunConfig, step: int, seconds: float, place: Placement
-) -> dict[str, float]:
-    """What a step logs; docs/objective.md has the formulas."""
-    packs = plan.packs_of_step(step)
-    tokens = int(plan.pack_tokens[packs.start : packs.stop].sum())
-    trajectories = plan.num_trajectories_of_step(step)
-    return {
-        "step": step,
-        **results(result.metrics),
-        "grad_norm": result.grad_norm,
-        "lr": learning_rate(step, plan.num_steps, run.optimizer),
-        "trajectories": trajectories,
-        "packs": len(packs),
-        "padded_tokens": int(plan.pack_padded[packs.start : packs.stop].sum()),
-        "packed_tokens": tokens,
-        "seconds": seconds,
-        "tokens_per_second": tokens / seconds,
-        "trajectories_per_second": trajectories / seconds,
-        "peak_memory_bytes": _peak_memory_bytes(place),
-    }
-
-
-def _peak_memory_bytes(place: Placement) -> float:
-    """Largest over ranks: allocated GPU memory, or the process's resident set on a CPU."""
-    if torch.cuda.is_available():
-        peak = float(torch.cuda.max_memory_allocated())
-    else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
-    value = torch.tensor(peak, dtype=torch.float64, device=place.device)
-    dist.all_reduce(value, dist.ReduceOp.MAX)
-    return float(value)
 
 
 def _seed(seed: int) -> None:

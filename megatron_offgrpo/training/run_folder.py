@@ -1,13 +1,16 @@
 """The folder of a training run: manifest, metrics.jsonl and TensorBoard events, continued after a resume."""
 
 import json
+import os
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
 from megatron_offgrpo.artifacts import MANIFEST, Manifest, read_manifest, write_manifest
 from megatron_offgrpo.errors import ConfigError
+from megatron_offgrpo.training.tracking import Tracking
 
 METRICS_FILE = "metrics.jsonl"
 # A run resumed with other values of these is still the same run.
@@ -17,6 +20,7 @@ _FREE_FIELDS = (
     ("checkpoint",),
     ("validation",),
     ("fault",),
+    ("tracking",),
     ("name",),
     ("model", "head_chunk_mebibytes"),
     ("model", "recompute"),
@@ -65,27 +69,43 @@ def _flat(config: dict[str, Any], prefix: tuple[str, ...] = ()) -> dict[tuple[st
 
 
 class MetricsLog:
-    """Appends one JSON line a step, and the same values to TensorBoard; drops what a resume computes again."""
+    """Appends one JSON line a step, and the same values to TensorBoard and W&B; a context manager.
 
-    def __init__(self, folder: Path, first_step: int) -> None:
-        path = folder / METRICS_FILE
-        kept = [line for line in read_metrics(folder) if line["step"] < first_step]
-        path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        self._file = path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
+    Lines from `first_step` on are dropped: a resume or a rollback computes them again.
+
+    Args:
+        enabled: False on all ranks but one; nothing is then written.
+    """
+
+    def __init__(self, folder: Path, first_step: int, tracking: Tracking, *, enabled: bool = True) -> None:
+        self._folder, self._first_step, self._tracking, self._enabled = folder, first_step, tracking, enabled
+
+    def __enter__(self) -> "MetricsLog":
+        if self._enabled:
+            path = self._folder / METRICS_FILE
+            kept = [line for line in read_metrics(self._folder) if line["step"] < self._first_step]
+            shorter = path.with_name(f".{METRICS_FILE}.tmp")
+            shorter.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+            os.replace(shorter, path)
+            self._file = path.open("a", encoding="utf-8")
+            self._board = SummaryWriter(str(self._folder / "tensorboard"), purge_step=self._first_step)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if self._enabled:
+            self._file.close()
+            self._board.close()
 
     def write(self, values: dict[str, float]) -> None:
         """Writes one step; `values` holds `step`."""
+        if not self._enabled:
+            return
         self._file.write(json.dumps(values) + "\n")
         self._file.flush()
         for name, value in values.items():
             if name != "step":
                 self._board.add_scalar(name, value, int(values["step"]))
-
-    def close(self) -> None:
-        """Flushes both."""
-        self._file.close()
-        self._board.close()
+        self._tracking.write(values)
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:

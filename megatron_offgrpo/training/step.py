@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -13,6 +14,7 @@ from megatron_offgrpo.metrics import Metrics
 from megatron_offgrpo.objective.compose import MAX_NAMES, SUM_NAMES, StackedMetrics, offline_grpo_loss, to_metrics
 from megatron_offgrpo.parallel.runtime import Placement
 from megatron_offgrpo.training.batch import Batch
+from megatron_offgrpo.training.stage_clock import StageClock
 from megatron_offgrpo.training.student import Student, run_packs
 
 MakeBatch = Callable[[int | None], Batch]
@@ -21,11 +23,25 @@ MakeBatch = Callable[[int | None], Batch]
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step reports, equal on all ranks."""
+    """What a step reports, equal on all ranks but for the times."""
 
     metrics: Metrics
     grad_norm: float
     """Global gradient norm before clipping."""
+    forward_backward_seconds: float
+    """Without the time in which batches were made."""
+    optimizer_seconds: float
+    """Looking at the gradients and the update."""
+
+
+class BadStepError(TrainingError):
+    """A loss or gradient that is NaN or inf, or too large a gradient; equal on all ranks."""
+
+    def __init__(self, what: str, pack: int, batch: Batch, *, whose: str = "", **details: Any) -> None:
+        self.pack = pack
+        self.trajectories = tuple(sorted({member.trajectory for member in batch.members}))
+        names = ", ".join(map(str, self.trajectories))
+        super().__init__(what, where=f"{whose}pack {pack} (trajectories {names})", **details)
 
 
 def train_step(
@@ -39,31 +55,44 @@ def train_step(
     """Forward and backward over this rank's packs, then one update of the weights.
 
     Raises:
-        TrainingError: a loss or gradient is NaN or inf, or the gradient norm is above the run's bound; the weights are
+        BadStepError: a loss or gradient is NaN or inf, or the gradient norm is above the run's bound; the weights are
             as before the step.
     """
-    metrics, bad_pack = compute_gradients(student, packs, make_batch, run, place)
+    clock = StageClock()
+    metrics, bad_pack = compute_gradients(
+        student, packs, clock.timed("batches", make_batch, within="forward_backward"), run, place
+    )
+    # The metrics have been read, so the device has finished with what came before them.
+    clock.ends("forward_backward")
     if bad_pack is None and _any_rank(not student.gradients_are_finite(), place):
         bad_pack = _find_bad_pack(student, packs, make_batch, run, place)
     if bad_pack is not None:
-        raise TrainingError(
+        raise BadStepError(
             "NaN or inf in the loss or a gradient; the weights were not changed",
-            where=f"pack {bad_pack} (trajectories {_trajectories(make_batch(bad_pack))})",
+            bad_pack,
+            make_batch(bad_pack),
             remedy="look at these trajectories in the store, and at the surrogate, the KL clamp and the learning rate",
         )
     bound = run.fault.max_grad_norm
     if bound and (norm := _grad_norm(student)) > bound:
         worst = _largest_pack(student, packs, make_batch, run, place)
-        raise TrainingError(
+        raise BadStepError(
             "the gradient norm is above its bound; the weights were not changed",
-            where=f"the largest in pack {worst} (trajectories {_trajectories(make_batch(worst))})",
+            worst,
+            make_batch(worst),
+            whose="the largest in ",
             expected=f"at most fault.max_grad_norm = {bound:g}",
             got=f"{norm:.4g}",
         )
     for group in student.optimizer.param_groups:
         group["lr"] = lr
     _, grad_norm, _ = student.optimizer.step()
-    return StepResult(to_metrics(metrics), float(grad_norm))
+    if place.device.type == "cuda":
+        # The loop waits for the device right after the step in any case: ranks agree on whether to stop.
+        torch.cuda.synchronize()
+    clock.ends("optimizer")
+    seconds = clock.seconds
+    return StepResult(to_metrics(metrics), float(grad_norm), seconds["forward_backward"], seconds["optimizer"])
 
 
 def compute_gradients(
@@ -117,10 +146,6 @@ def _any_rank(flag: bool, place: Placement) -> bool:
     value = torch.tensor(float(flag), device=place.device)
     dist.all_reduce(value, dist.ReduceOp.MAX)
     return bool(value)
-
-
-def _trajectories(batch: Batch) -> str:
-    return ", ".join(str(member.trajectory) for member in batch.members)
 
 
 def _grad_norm(student: Student) -> float:

@@ -56,3 +56,13 @@ def hang(folder: str, output: str) -> None:
 
     loop.train_step = sleep_in_step_1
     loop.train(run, runtime.start(LayoutConfig(), seed=0))
+
+
+def roll_back(folder: str, output: str) -> None:
+    """The run of test_rollback.py on these ranks."""
+    from tests.distributed.test_rollback import base_run
+
+    run = in_folder(base_run(), Path(folder))
+    place = runtime.start(LayoutConfig(), seed=0)
+    assert loop.train(replace(run, paths=replace(run.paths, output=output)), place) is True
+    runtime.stop()

@@ -177,12 +177,6 @@ def run_folder(run) -> Path:
     return Path(run.paths.store).parent
 
 
-def test_too_many_bad_steps_in_a_row_end_the_run(run, place):
-    hopeless = with_values(run, fault={"bad_step": "skip", "max_grad_norm": 1e-12, "max_bad_steps": 2})
-    with pytest.raises(TrainingError, match="2 bad steps in a row; the last: "):
-        loop.train(hopeless, place)
-
-
 def test_the_pack_with_the_largest_gradient_is_named(run, place):
     plan = load_plan(run.paths.plan)
     bounded = with_values(run, fault={"max_grad_norm": 1e-12})
