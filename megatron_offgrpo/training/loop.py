@@ -17,19 +17,16 @@ from megatron_offgrpo.model.shape import shape_of
 from megatron_offgrpo.objective.compose import results
 from megatron_offgrpo.outcome import report_step
 from megatron_offgrpo.parallel.runtime import Placement
-from megatron_offgrpo.planning.assignment import assign
-from megatron_offgrpo.planning.flops import pack_flops
-from megatron_offgrpo.planning.plan import Plan
 from megatron_offgrpo.progress import progress, say
 from megatron_offgrpo.training import checkpoint
-from megatron_offgrpo.training.batch import Batch, build_batch, members_of
 from megatron_offgrpo.training.checkpoint_folder import read_best, write_best
 from megatron_offgrpo.training.inputs import Inputs, leave_out, open_inputs
 from megatron_offgrpo.training.measures import step_values
+from megatron_offgrpo.training.packs import batches_of, own_packs
 from megatron_offgrpo.training.quarantine import BadStep, Quarantine, Rollback, read_quarantine, write_quarantine
 from megatron_offgrpo.training.run_folder import MetricsLog, open_run
 from megatron_offgrpo.training.signals import StopRequest
-from megatron_offgrpo.training.step import BadStepError, MakeBatch, train_step
+from megatron_offgrpo.training.step import BadStepError, train_step
 from megatron_offgrpo.training.student import build_student, learning_rate
 from megatron_offgrpo.training.tracking import Tracking, require_tracking
 from megatron_offgrpo.training.validation import PREFIX, is_better, validate
@@ -160,11 +157,12 @@ class _Training:
         if not packs:
             # All of it is in quarantine.
             return {"step": step, "trajectories": 0}
-        mine = self._own_packs(plan, packs)
+        mine = own_packs(plan, packs, self.inputs, self.run, self.place)
+        make_batch = batches_of(plan, self.inputs, self.run, self.place)
         self.student.balance_over(int(plan.response_tokens[plan.step == step].sum()))
         lr = learning_rate(step, self.num_steps, self.run.optimizer)
         try:
-            result = train_step(self.student, mine, self._batches(plan), self.run, self.place, lr)
+            result = train_step(self.student, mine, make_batch, self.run, self.place, lr)
         except BadStepError as error:
             return self._bad_step(step, error)
         seconds = time.perf_counter() - started
@@ -194,35 +192,12 @@ class _Training:
             say(f"train: {in_a_row}, rolling back; in quarantine from now on: trajectories {names}")
         raise Rollback(self.quarantine.after(self.bad_steps))
 
-    def _own_packs(self, plan: Plan, packs: range) -> list[int | None]:
-        """This rank's share of the packs, by the plan's numbers; None is a zero-weight pack."""
-        group = self.run.layout.pp if self.run.layout.vpp > 1 else 1
-        shape, recompute = shape_of(self.inputs.architecture), self.run.model.recompute == "full"
-        costs = pack_flops(plan, shape, recompute=recompute, packs=packs)
-        mine = assign(costs, self.place.dp, group)[self.place.dp_rank]
-        return [None if place is None else packs[place] for place in mine]
-
-    def _batches(self, plan: Plan) -> MakeBatch:
-        def make_batch(pack: int | None) -> Batch:
-            return build_batch(
-                self.inputs.store,
-                [] if pack is None else members_of(plan, pack),
-                pack=pack,
-                pack_multiple=self.run.plan.pack_multiple,
-                reference=self.inputs.reference.lookup if self.inputs.reference else None,
-                device=self.place.device,
-                cp=self.place.cp,
-                cp_rank=self.place.cp_rank,
-            )
-
-        return make_batch
-
     def _validate(self) -> dict[str, float]:
         self.watchdog.alive("validation")
         plan, started = self.inputs.validation, time.perf_counter()
         assert plan is not None
-        mine = self._own_packs(plan, range(plan.num_packs))
-        values = validate(self.student, mine, self._batches(plan), self.run, self.place)
+        mine = own_packs(plan, range(plan.num_packs), self.inputs, self.run, self.place)
+        values = validate(self.student, mine, batches_of(plan, self.inputs, self.run, self.place), self.run, self.place)
         return values | {f"{PREFIX}seconds": time.perf_counter() - started}
 
     def _validate_after(self, step: int, values: dict[str, float]) -> bool:

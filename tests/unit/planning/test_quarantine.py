@@ -17,7 +17,7 @@ CONFIG = PlanConfig(trajectories_per_group=2, groups_per_step=1, max_pack_tokens
 
 
 def store_of_two_groups():
-    """g0: trajectories 0, 1, 2 with rewards 1, 0, 0; g1: 3, 4 with rewards 1, 1. Prompts have 1 token, responses 2 to 6."""
+    """g0: trajectories 0, 1, 2 with rewards 1, 0, 0; g1: 3, 4 with 1, 1. Prompts of 1 token, responses of 2 to 6."""
     return fake_store([3, 2], [1, 1], [2, 3, 4, 5, 6], [1, 0, 0, 1, 1])
 
 
