@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from megatron_offgrpo.evaluation.statistics import Comparison
-from megatron_offgrpo.reporting import examples, plots
+from megatron_offgrpo.reporting import examples, plots, training_part
 from megatron_offgrpo.reporting.page import details, figure, page, paragraph, section, table, tiles
-from megatron_offgrpo.reporting.plots import BASE, FINAL, INK, RIGHT, TEACHER, WRONG, Line
+from megatron_offgrpo.reporting.plots import BASE, FINAL, RIGHT, TEACHER, WRONG
 from megatron_offgrpo.reporting.run_files import EvaluationFiles, RunFiles, read_run
 
 REPORT = "report.html"
@@ -30,7 +30,9 @@ def write_report(run_dir: Path) -> Path:
         _tiles(run),
         "".join(f'<div class="notice">{paragraph(text)}</div>' for text in run.absent),
         _accuracy(run, comparison[0] if comparison else None),
-        _curves(run),
+        training_part.curves(run),
+        training_part.time_by_stage(run),
+        training_part.quarantine(run),
         _lengths(run),
         _groups(run),
         _weight_check(run),
@@ -73,16 +75,7 @@ def _tiles(run: RunFiles) -> str:
     for evaluation, label in ((run.base, "base accuracy"), (run.final, "trained accuracy")):
         if evaluation is not None:
             items.append((_percent(evaluation.metrics["accuracy"]), label))
-    if run.steps:
-        last = run.steps[-1]
-        items.append((f"{len(run.steps)}", "optimizer steps"))
-        tokens, seconds = (sum(row.get(name, 0.0) for row in run.steps) for name in ("packed_tokens", "seconds"))
-        if tokens and seconds:
-            items.append((f"{tokens / seconds:,.0f}", "training tokens per second"))
-        if "peak_memory_bytes" in last:
-            items.append(
-                (f"{max(row['peak_memory_bytes'] for row in run.steps) / 2**20:,.0f} MiB", "peak memory of a rank")
-            )
+    items += training_part.figures(run.steps)
     if run.summary.get("stage_seconds"):
         items.append((f"{sum(run.summary['stage_seconds'].values()):.0f} s", "all stages"))
     return tiles(items)
@@ -138,41 +131,6 @@ def _accuracy_rows(label: str, evaluation: EvaluationFiles) -> dict[str, str]:
     rows["problems x samples"] = f"{metrics['problems']} x {metrics['samples_per_problem']}"
     rows["back end"] = str(metrics["backend"])
     return rows
-
-
-def _curves(run: RunFiles) -> str:
-    if not run.steps:
-        return ""
-    wanted = [
-        ("surrogate", "Reward-weighted loss", "sum over tokens", [Line("surrogate", INK)]),
-        ("kl", "KL to the reference", "nats per token", [Line("kl", INK)]),
-        ("entropy", "Entropy", "nats per token", [Line("entropy", INK)]),
-        (
-            "probability",
-            "Token probability",
-            "mean",
-            [Line("probability_right", RIGHT, "right"), Line("probability_wrong", WRONG, "wrong")],
-        ),
-        ("margin", "Margin right minus wrong", "probability", [Line("probability_margin", INK)]),
-        (
-            "logp",
-            "Log-probability",
-            "mean, nats",
-            [Line("logp_right", RIGHT, "right"), Line("logp_wrong", WRONG, "wrong")],
-        ),
-        ("gradient", "Gradient norm", "before clipping", [Line("grad_norm", INK)]),
-        ("lr", "Learning rate", "", [Line("lr", INK)]),
-        ("throughput", "Throughput", "tokens per second", [Line("tokens_per_second", INK)]),
-    ]
-    drawn = [
-        figure(plots.curve_plot(name, title, unit, run.steps, lines), f"{title} over the training steps")
-        for name, title, unit, lines in wanted
-    ]
-    note = (
-        "Right and wrong are the trajectories with reward 1 and 0 among those of the step; a step without a wrong one "
-        "has no point. All-positive groups alone move the first, mixed groups both."
-    )
-    return section("Training", f'<div class="curves">{"".join(drawn)}</div>', paragraph(note, "soft"))
 
 
 def _lengths(run: RunFiles) -> str:

@@ -10,6 +10,7 @@ from megatron_offgrpo.data.store import TrajectoryStore
 from megatron_offgrpo.errors import DataError
 from megatron_offgrpo.evaluation.evaluate import GRADED, METRICS, correctness
 from megatron_offgrpo.evaluation.statistics import Comparison, CorrectArray, compare
+from megatron_offgrpo.training.quarantine import QUARANTINE_FILE
 
 WEIGHT_CHECK = "weight_check.json"
 
@@ -41,6 +42,8 @@ class RunFiles:
     """Number of groups by composition."""
     weight_check: dict[str, Any] = field(default_factory=dict)
     """What `offgrpo check-weights --output RUN_DIR/weight_check.json` found, or empty."""
+    quarantine: dict[str, Any] = field(default_factory=dict)
+    """The training folder's quarantine.json, or empty."""
     absent: list[str] = field(default_factory=list)
     """What the report lacks, a sentence each."""
 
@@ -92,7 +95,8 @@ def read_run(folder: Path) -> RunFiles:
     groups = summary.get("groups") or (store.manifest.counts["groups"] if store else {})
     lengths = [int(length) for length in store.response_lengths] if store else None
     check = _json(folder / WEIGHT_CHECK) if (folder / WEIGHT_CHECK).is_file() else {}
-    return RunFiles(folder, steps, manifest, summary, base, final, lengths, groups, check, absent)
+    out = _json(train / QUARANTINE_FILE) if (train / QUARANTINE_FILE).is_file() else {}
+    return RunFiles(folder, steps, manifest, summary, base, final, lengths, groups, check, out, absent)
 
 
 def _evaluation(folder: Path, absent: list[str]) -> EvaluationFiles | None:

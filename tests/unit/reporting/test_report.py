@@ -1,5 +1,6 @@
 """The report says what the run shows, with its uncertainty, in one file that needs nothing else."""
 
+import json
 import re
 from html.parser import HTMLParser
 
@@ -129,6 +130,43 @@ def test_training_alone(tmp_path):
     assert "No accuracy of the base model" in page.text
     assert "No accuracy of the trained model" in page.text
     assert "Reward-weighted loss" in page.text
+
+
+def test_where_the_time_went_and_what_was_left_out(tmp_path):
+    """Two steps of 2 s; 1 + 3 s of them forward and backward; 4e12 and 8e12 FLOP/s: 24e12 in 4 s; MFU 0.2 and 0.4."""
+    folder = tmp_path / "run"
+    write_training(folder, steps=0)
+    times = {"seconds": 2.0, "packed_tokens": 10, "batch_seconds": 0.5, "validation_seconds": 6.5, "save_seconds": 0.0}
+    lines = [
+        {"step": 0, **times, "forward_backward_seconds": 1.0, "model_flops_per_second": 4e12, "mfu": 0.2},
+        {"step": 1, **times, "forward_backward_seconds": 3.0, "model_flops_per_second": 8e12, "mfu": 0.4},
+        {"step": 2, "skipped": 1.0},
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    bad = {"step": 7, "pack": 3, "trajectories": [4, 9], "groups": ["g1", "g2"], "reason": "pack 3: NaN or inf"}
+    value = {"store": "s", "trajectories": [4, 9], "rollbacks": [{"bad_steps": [bad]}]}
+    (folder / "quarantine.json").write_text(json.dumps(value))
+    text = parse(write_report(folder)).text
+    for words in (
+        "6 model TFLOP/s, all ranks",
+        "30.0 % MFU",
+        "1 bad steps skipped",
+        "5 training tokens per second",
+        "Model FLOPs utilisation",
+        "Time of the training",
+        "2 trajectories are left out after 1 rollback(s)",
+        "1 7 4 (g1), 9 (g2) pack 3: NaN or inf",
+    ):
+        assert words in text, words
+    for label, shown in (("making batches", True), ("forward and backward", True), ("saving", False)):
+        assert (label in text) is shown, label
+
+
+def test_a_report_without_them_says_nothing_of_them(report):
+    text = parse(report).text
+    assert "Quarantine" not in text
+    assert "Time of the training" not in text
+    assert "MFU" not in text
 
 
 def test_missing_parts_and_a_store_that_has_changed_since_are_named(run):
