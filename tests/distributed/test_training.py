@@ -164,8 +164,8 @@ def test_nan_in_the_reference_names_the_pack_and_changes_no_weight(run, prepared
 
 def nan_gradient(logp: torch.Tensor, mu: torch.Tensor, advantage: torch.Tensor, *, trigger: float) -> torch.Tensor:
     """Finite value, NaN gradient (0 * inf) where the advantage is `trigger`."""
-    kink = torch.where(advantage == trigger, (logp - logp.detach()).abs().sqrt(), logp * 0)
-    return surrogates.linear(logp, mu, advantage) + kink * 0
+    distance = torch.where(advantage == trigger, logp - logp.detach(), logp * 0 + 1)
+    return surrogates.linear(logp, mu, advantage) + distance.abs().sqrt() * 0
 
 
 def test_nan_in_a_gradient_alone_names_a_pack_that_has_it(run, prepared, place, tmp_path):
