@@ -103,7 +103,7 @@ def launch(
     ] = "24:00:00",
     env: Annotated[list[str] | None, typer.Option("--env", help="NAME=VALUE for the jobs; may be repeated.")] = None,
     sbatch: Annotated[list[str] | None, typer.Option("--sbatch", help="Any option: NAME=VALUE, e.g. qos=high.")] = None,
-    ssh: Annotated[str | None, typer.Option("--ssh", help="user@host of a login node.")] = None,
+    ssh: Annotated[str | None, typer.Option("--ssh", help="user@host[:port] of a login node.")] = None,
     identity: Annotated[str | None, typer.Option("--identity", help="File of the SSH key.")] = None,
     job_dir: Annotated[
         str | None, typer.Option("--job-dir", help="With --ssh: folder for scripts and logs there.")

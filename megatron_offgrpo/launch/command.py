@@ -86,7 +86,9 @@ def read_chain(values: dict[str, Any], settings: LaunchSettings) -> list[Step]:
     command += [word for name in _REPEATED for value in values.get(name, ()) for word in (f"--{name}", str(value))]
     if settings.ssh:
         identity = ["-i", settings.identity] if settings.identity else []
-        command = ["ssh", *identity, settings.ssh, f"cd {shlex.quote(settings.workdir)} && {shlex.join(command)}"]
+        user, host, port = settings.login_node()
+        options = [*identity, *(["-p", str(port)] if port else []), f"{user}@{host}"]
+        command = ["ssh", *options, f"cd {shlex.quote(settings.workdir)} && {shlex.join(command)}"]
     try:
         done = subprocess.run(command, cwd=None if settings.ssh else settings.workdir, capture_output=True, text=True)
     except OSError as error:

@@ -97,8 +97,10 @@ def _slurm(settings: LaunchSettings, step: Step, logs: str) -> Any:
     ranks = max(1, settings.gpus_per_node) if step.on_ranks else 1
     gpus = settings.gpus_per_node if step.on_ranks else min(1, settings.gpus_per_node)
     if settings.ssh:
-        user, _, host = settings.ssh.partition("@")
-        tunnel = nemo_run.SSHTunnel(host=host, user=user, job_dir=settings.job_dir, identity=settings.identity)
+        user, host, port = settings.login_node()
+        tunnel = nemo_run.SSHTunnel(
+            host=host, user=user, port=port, job_dir=settings.job_dir, identity=settings.identity
+        )
     else:
         tunnel = nemo_run.LocalTunnel(job_dir="")
     return nemo_run.SlurmExecutor(

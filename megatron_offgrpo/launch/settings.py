@@ -1,5 +1,6 @@
 """Where and with what a chain runs, and the scripts of its steps."""
 
+import re
 import shlex
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -9,6 +10,7 @@ from megatron_offgrpo.errors import ConfigError
 from megatron_offgrpo.launch.chain import Step
 
 Executor = Literal["local", "torchrun", "slurm"]
+_ADDRESS = re.compile(r"(?P<user>[^@\s]+)@(?P<host>[^@:\s]+)(:(?P<port>\d+))?")
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class LaunchSettings:
     sbatch: dict[str, str] = field(default_factory=dict)
     """Further options of sbatch: name -> value."""
     ssh: str | None = None
-    """user@host of a login node; None: Slurm's commands are on this machine."""
+    """user@host or user@host:port of a login node; None: Slurm's commands are on this machine."""
     identity: str | None = None
     """File of the SSH key."""
     job_dir: str | None = None
@@ -45,13 +47,19 @@ class LaunchSettings:
             raise ConfigError("torchrun needs a number of processes", where="--gpus-per-node", expected="at least 1")
         if self.executor != "slurm" and self.nodes > 1:
             raise ConfigError("one machine only", where="--nodes", expected="1, or --executor slurm", got=self.nodes)
-        if self.ssh and not (self.executor == "slurm" and self.job_dir and "@" in self.ssh):
+        if self.ssh and not (self.executor == "slurm" and self.job_dir and _ADDRESS.fullmatch(self.ssh)):
             raise ConfigError(
                 "an SSH tunnel leads to a Slurm cluster",
                 where="--ssh",
                 expected="--executor slurm --ssh user@host --job-dir FOLDER_ON_THE_CLUSTER",
                 got=self.ssh,
             )
+
+    def login_node(self) -> tuple[str, str, int | None]:
+        """(user, host, port) of `ssh`; None: the port that SSH's own configuration has for the host."""
+        address = _ADDRESS.fullmatch(self.ssh or "")
+        assert address
+        return address["user"], address["host"], int(address["port"]) if address["port"] else None
 
 
 def signal_lead(time: str) -> int:

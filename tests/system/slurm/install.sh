@@ -3,7 +3,7 @@
 set -euo pipefail
 PATH=$PATH:/usr/sbin:/sbin
 missing=()
-for name in munged slurmctld slurmd sbatch sacct slurmdbd mariadbd shellcheck; do
+for name in munged slurmctld slurmd sbatch sacct slurmdbd mariadbd shellcheck sshd; do
   command -v "$name" >/dev/null || missing+=("$name")
 done
 [[ ${#missing[@]} -gt 0 ]] || exit 0
@@ -21,4 +21,5 @@ fi
 export DEBIAN_FRONTEND=noninteractive
 apt-get update -qq || true
 apt-get install -qq -y --no-install-recommends slurmctld slurmd slurm-client munge slurmdbd mariadb-server shellcheck \
+  openssh-server openssh-client \
   >/dev/null || echo "tests on Slurm will be skipped: apt-get could not install ${missing[*]}" >&2

@@ -73,6 +73,17 @@ def test_mistakes():
         LaunchSettings("slurm", "/h", "/w", "python", ssh="user@host")
 
 
+def test_the_address_of_a_login_node():
+    def node(address: str) -> tuple[str, str, int | None]:
+        return LaunchSettings("slurm", "/h", "/w", "python", ssh=address, job_dir="/j").login_node()
+
+    assert node("ann@login.site") == ("ann", "login.site", None)
+    assert node("ann@login:2222") == ("ann", "login", 2222)
+    for wrong in ("login", "ann@login:", "ann@login:ssh", "ann@"):
+        with pytest.raises(ConfigError, match="--ssh"):
+            node(wrong)
+
+
 def test_the_launcher_reads_what_the_project_wrote():
     steps = steps_of(inputs=("a b.jsonl",), prepare_shards=2)
     assert from_json(to_json(steps)) == steps
