@@ -221,3 +221,19 @@ def test_validation_without_groups_or_with_an_unknown_metric(run, place, tmp_pat
     save_plan(build_plan(TrajectoryStore.open(tmp_path / "store"), bare.plan, bare.objective), bare.paths.plan)
     with pytest.raises(ConfigError, match=r"no group apart for validation.*--validation-share"):
         loop.train(bare, place)
+
+
+def test_every_logged_metric_stands_in_the_table_of_the_docs(run, place):
+    loop.train(with_values(run, validation={"every_steps": 4, "keep_best": False}), place)
+    metrics = (REPOSITORY / "docs" / "objective.md").read_text().split("\n## Metrics")[1].split("\n## ")[0]
+    first_cells = [line.split("|")[1] for line in metrics.splitlines() if line.startswith("|")]
+    table = {name for cell in first_cells for name in re.findall(r"`(\w+)`", cell)}
+    lines = read_metrics(Path(run.paths.output))
+    logged = {name for line in lines for name in line}
+    assert {"forward_backward_seconds", "validation_loss", "model_flops_per_second"} < logged
+    assert {name.removeprefix("validation_") for name in logged} - {"mfu"} <= table
+    for line in lines:
+        stages = [line[f"{stage}_seconds"] for stage in ("batch", "forward_backward", "optimizer")]
+        assert min(stages) > 0
+        assert sum(stages) == pytest.approx(line["seconds"])
+        assert line["model_flops_per_second"] > 0
