@@ -166,6 +166,11 @@ class ModelConfig:
     recompute: Literal["none", "selective", "full"] = "none"
     head_chunk_mebibytes: int = 64
     """Size of one fp32 [tokens, V_local] chunk in the log-prob head."""
+    router: Literal["trained", "frozen", "balanced"] = "trained"
+    """Of a mixture of experts: `trained` by the objective alone, `frozen` as it is, or `balanced`: trained, and
+    Megatron's load-balancing loss is added."""
+    balance_coefficient: float = 0.001
+    """Weight of the load-balancing loss of each layer, with `balanced`."""
 
 
 @dataclass(frozen=True)

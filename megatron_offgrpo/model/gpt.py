@@ -19,6 +19,7 @@ from megatron_offgrpo.errors import ConfigError
 from megatron_offgrpo.model.hf_config import Architecture, rope_inverse_frequencies
 from megatron_offgrpo.model.layers import RMSNorm, portable_layer_spec
 from megatron_offgrpo.model.packing import ModelInput
+from megatron_offgrpo.model.router import BalancedRouter
 from megatron_offgrpo.parallel import portable
 from megatron_offgrpo.parallel.logprob import chunk_rows_for, vocab_parallel_logprob
 
@@ -48,6 +49,7 @@ class PackedGPTModel(GPTModel):
         device = None if config.use_cpu_initialization else torch.cuda.current_device()
         inverse = rope_inverse_frequencies(architecture).to(device)
         self.register_buffer("inverse_frequencies", inverse, persistent=False)
+        self.routers = [module for module in self.modules() if isinstance(module, BalancedRouter)]
 
     def forward(self, pack: ModelInput) -> Tensor:
         """[2, R] fp32 log-probs and entropies (nats) on the last stage; [T or T/tp, 1, H] hidden states before it."""
@@ -58,10 +60,20 @@ class PackedGPTModel(GPTModel):
             attention_mask=None,
             rotary_pos_emb=torch.cat((angles_TD, angles_TD), dim=-1)[:, None, None, :],
             packed_seq_params=pack.segments,
+            padding_mask=self._padding_mask(pack) if self.config.moe_aux_loss_coeff else None,
         )
         if not self.post_process:
             return hidden
         return torch.stack(self._head(hidden, pack))
+
+    def _padding_mask(self, pack: ModelInput) -> Tensor:
+        """[1, T or T/tp] bool, False at the rows that the loss sees: they alone count for the routers' balance."""
+        mask_1T = torch.ones_like(pack.ids_1T, dtype=torch.bool)
+        mask_1T[0, pack.rows_R] = False
+        if not self.config.sequence_parallel:
+            return mask_1T
+        pieces = mask_1T.chunk(self.config.tensor_model_parallel_size, dim=1)
+        return pieces[parallel_state.get_tensor_model_parallel_rank()]
 
     def _head(self, hidden: Tensor, pack: ModelInput) -> tuple[Tensor, Tensor]:
         # Either mapping sums the hidden states' gradient over the tensor-parallel group, once.
@@ -96,9 +108,10 @@ def transformer_config(architecture: Architecture, layout: LayoutConfig, model: 
     """Megatron's configuration of this architecture in this layout.
 
     Raises:
-        ConfigError: the architecture does not divide over the layout.
+        ConfigError: the architecture does not divide over the layout, or has no router to freeze or balance.
     """
     _check_divides(architecture, layout)
+    _check_router(architecture, model)
     dtype = torch.bfloat16 if model.precision == "bf16" else torch.float32
     experts = architecture.experts
     mixture: dict[str, Any] = {}
@@ -110,9 +123,8 @@ def transformer_config(architecture: Architecture, layout: LayoutConfig, model: 
             # softmax then top-k keeps raw probabilities; top-k then softmax normalises them.
             "moe_router_pre_softmax": not experts.normalise_top_k,
             "moe_router_dtype": "fp32",
-            # An auxiliary loss per micro-batch would depend on the layout.
-            "moe_router_load_balancing_type": "none",
-            "moe_aux_loss_coeff": 0.0,
+            "moe_router_load_balancing_type": "aux_loss" if model.router == "balanced" else "none",
+            "moe_aux_loss_coeff": model.balance_coefficient if model.router == "balanced" else 0.0,
         }
     return TransformerConfig(
         num_layers=architecture.num_layers,
@@ -177,6 +189,9 @@ def build_model(architecture: Architecture, layout: LayoutConfig, model: ModelCo
             post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage),
             vp_stage=vp_stage,
         )
+        if model.router == "frozen":
+            for router in chunk.routers:
+                router.requires_grad_(False)
         chunks.append(chunk if portable.needed() else chunk.cuda())
     return chunks
 
@@ -199,4 +214,17 @@ def _check_divides(architecture: Architecture, layout: LayoutConfig) -> None:
             where="layout.ep",
             expected=f"a divisor of {count} experts",
             got=layout.ep,
+        )
+
+
+def _check_router(architecture: Architecture, model: ModelConfig) -> None:
+    if model.router != "trained" and architecture.experts is None:
+        raise ConfigError("a dense model has no router", where="model.router", expected="trained", got=model.router)
+    if model.router == "balanced" and model.balance_coefficient <= 0:
+        raise ConfigError(
+            "the load-balancing loss has no weight",
+            where="model.balance_coefficient",
+            expected="above 0",
+            got=model.balance_coefficient,
+            remedy="model.router=trained leaves it out",
         )

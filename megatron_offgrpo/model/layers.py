@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import rms_norm, scaled_dot_product_attention
 
 from megatron_offgrpo.model.packing import PackedSegments
+from megatron_offgrpo.model.router import BalancedRouter
 
 
 class RMSNorm(torch.nn.Module):
@@ -127,6 +128,8 @@ def portable_layer_spec(config: TransformerConfig) -> ModuleSpec:
     if config.qk_layernorm:
         layer.self_attention.submodules.q_layernorm = RMSNorm
         layer.self_attention.submodules.k_layernorm = RMSNorm
+    if is_moe:
+        layer.mlp.submodules.router = BalancedRouter
     # TE fuses the norm into the following linear layer, except before a MoE router.
     layer.sharded_state_dict_keys_map = {"input_layernorm.": "self_attention.linear_qkv.layer_norm_"}
     if not is_moe:

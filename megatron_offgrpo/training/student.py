@@ -37,6 +37,12 @@ class Student:
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
 
+    def balance_over(self, num_tokens: float) -> None:
+        """Tells the routers of a mixture of experts how many response tokens the step has on all ranks together."""
+        for model in self.models:
+            for router in model.routers:
+                router.tokens_of_step = num_tokens
+
     def gradients_are_finite(self) -> bool:
         """True where no gradient of this process is NaN or inf."""
         for chunk in self.wrapped:
