@@ -16,7 +16,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.nn.functional import rms_norm, scaled_dot_product_attention
 
-from megatron_offgrpo.model.packing import PackedSegments
+from megatron_offgrpo.model.packing import MASK_ROWS, PackedSegments
 from megatron_offgrpo.model.router import BalancedRouter
 
 
@@ -82,14 +82,22 @@ def _attention_by_part(query: Tensor, key: Tensor, value: Tensor, segments: Pack
     lengths = (segments.query_lengths, segments.key_lengths, segments.key_lengths)
     for part in zip(*(x.split(list(of)) for x, of in zip((query, key, value), lengths, strict=True)), strict=True):
         q, k, v = (x.transpose(0, 1)[None] for x in part)
-        earlier = k.shape[2] - q.shape[2]
-        mask = None
-        if earlier:
-            mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril(earlier)
-        out = scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=grouped
-        )
-        outputs.append(out[0].transpose(0, 1))
+        num_queries, num_keys = q.shape[2], k.shape[2]
+        if num_queries == num_keys:
+            outs = [scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=grouped)]
+        else:
+            outs = []
+            mask = segments.mask(query)
+            # In blocks, since with a mask the kernel does not leave out the keys that no query of a block sees.
+            for start in range(0, num_queries, MASK_ROWS):
+                end = min(start + MASK_ROWS, num_queries)
+                seen = num_keys - num_queries + end
+                block = (q[:, :, start:end], k[:, :, :seen], v[:, :, :seen])
+                hides = mask[start - end :, -seen:]
+                # A GPU's kernels want a mask that begins at a round address; on a CPU a copy would be kept a layer.
+                hides = hides.contiguous() if hides.is_cuda else hides
+                outs.append(scaled_dot_product_attention(*block, attn_mask=hides, scale=scale, enable_gqa=grouped))
+        outputs += [out[0].transpose(0, 1) for out in outs]
     return torch.cat(outputs)
 
 

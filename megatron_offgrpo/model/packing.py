@@ -11,6 +11,9 @@ import torch
 from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor
 
+MASK_ROWS = 128
+"""Queries of a block whose attention needs a mask."""
+
 
 @dataclass
 class PackedSegments(PackedSeqParams):
@@ -32,6 +35,17 @@ class PackedSegments(PackedSeqParams):
     key_places_K: Tensor | None = None
     """[K] int64: where each part's keys stand when the ranks' tokens are laid in a row; None: K is T, in its order."""
     qkv_format: str = "packed"
+    _mask: Tensor | None = None
+
+    def mask(self, like: Tensor) -> Tensor:
+        """[MASK_ROWS, longest part's keys] of `like`'s type, to add to scores: the last query sees all keys, the one
+        before one less. The last r rows and n columns are the mask of r queries with n keys. All layers share it.
+        """
+        if self._mask is None:
+            columns = max(self.max_seqlen_kv, MASK_ROWS)
+            hidden = like.new_ones(MASK_ROWS, columns, dtype=torch.bool).triu(1 + columns - MASK_ROWS)
+            self._mask = like.new_zeros(MASK_ROWS, columns).masked_fill_(hidden, -torch.inf)
+        return self._mask
 
     @staticmethod
     def of(

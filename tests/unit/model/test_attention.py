@@ -42,23 +42,27 @@ def stand_in(query, key, value, offsets_q, offsets_k, max_q, max_k, *, scale, wi
 
 
 @pytest.mark.parametrize("path", ["by_part", "variable_length"])
-@pytest.mark.parametrize("groups", [2, 4])
-def test_shared_prompts_change_neither_outputs_nor_gradients(path, groups, monkeypatch):
+@pytest.mark.parametrize(("groups", "times"), [(2, 1), (4, 1), (2, 50)], ids=["grouped", "equal", "long"])
+def test_shared_prompts_change_neither_outputs_nor_gradients(path, groups, times, monkeypatch):
+    """`times` as many tokens in each place: responses of 300 tokens take three blocks of queries."""
     if path == "variable_length":
         monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", stand_in)
         monkeypatch.setattr(layers, "_attention_by_part", layers._varlen_attention)
     model = ModelConfig(precision="fp32")
     attention = SegmentAttention(transformer_config(architecture("qwen2"), LayoutConfig(), model))
     generator = torch.Generator().manual_seed(0)
-    shapes = [(BOUNDS[-1], 1, heads, 8) for heads in (4, groups, groups)]
+    bounds = tuple(times * place for place in BOUNDS)
+    prompts = {number: (times * start, times * end) for number, (start, end) in PROMPTS.items()}
+    sequences = [[times * place + i for place in places for i in range(times)] for places in SEQUENCES]
+    shapes = [(bounds[-1], 1, heads, 8) for heads in (4, groups, groups)]
     inputs = [torch.randn(s, generator=generator, dtype=torch.float64).requires_grad_() for s in shapes]
-    directions = [torch.randn(own, 4, 8, generator=generator, dtype=torch.float64) for own in OWN]
+    directions = [torch.randn(times * own, 4, 8, generator=generator, dtype=torch.float64) for own in OWN]
 
-    segments = PackedSegments.of(BOUNDS, torch.device("cpu"), prompts=PROMPTS)
-    got = attention(*inputs, None, segments).view(BOUNDS[-1], 4, 8)
+    segments = PackedSegments.of(bounds, torch.device("cpu"), prompts=prompts)
+    got = attention(*inputs, None, segments).view(bounds[-1], 4, 8)
     expected = []
-    for places, own in zip(SEQUENCES, OWN, strict=True):
-        expected.append(plain_attention(*(x[places, 0] for x in inputs))[len(places) - own :])
+    for places, own in zip(sequences, OWN, strict=True):
+        expected.append(plain_attention(*(x[places, 0] for x in inputs))[len(places) - times * own :])
     torch.testing.assert_close(got, torch.cat(expected), rtol=1e-12, atol=1e-12)
 
     along = (torch.cat(directions) * got).sum()
