@@ -4,8 +4,8 @@ A count changes hands step by step. "That is 4 more than Tom has" asks for a sub
 & Mayer 1987). Every word, number and sign is one token of the study's vocabulary, so that a text has exactly one
 tokenisation and a solution 15 to 40 tokens.
 
-Level 1 has one such comparison, level 2 has two. The unrelated skills (counting letters, the second smallest number,
-the longest run) are never trained on in the study; they show what is forgotten.
+Level 1 has one such comparison, level 2 has two. The unrelated skills (240 facts, and the second smallest of some
+numbers) are never trained on in the study; they show what is forgotten.
 """
 
 import hashlib
@@ -28,11 +28,15 @@ TRAPS = ("is_more", "is_fewer")
 OTHERS = ("finds", "loses", "has_more", "has_fewer")
 SIGN = {"finds": "+", "loses": "-", "has_more": "+", "has_fewer": "-", "is_more": "-", "is_fewer": "+"}
 WORDS = (
-    "has", "finds", "loses", "more", "fewer", "than", "That", "is", "How", "many", "count", "in", "second", "smallest",
-    "of", "longest", "run", "answer", ".", "?", ":", ";", ",", "+", "-", "=",
+    "has", "finds", "loses", "more", "fewer", "than", "That", "is", "How", "many", "code", "second", "smallest", "of",
+    "answer", ".", "?", ":", ";", ",", "+", "-", "=",
 )  # fmt: skip
 BOX, CLOSE = "\\boxed{", "}"
 NUMBERS = tuple(str(number) for number in range(LARGEST + 1))
+FACT_SHARE = 0.5
+"""Share of the questions on unrelated skills that ask for a fact."""
+CODES = {letter: random.Random(f"code:{letter}").choices(range(1, LARGEST + 1), k=LARGEST) for letter in LETTERS}
+"""The facts: letter -> code of the numbers 1 to LARGEST, drawn once."""
 
 
 @dataclass(frozen=True)
@@ -128,35 +132,17 @@ def write_solution(problem: Problem, rng: random.Random, *, habit: dict[str, flo
 
 
 def draw_skill(rng: random.Random, split: Split) -> tuple[str, str, int]:
-    """(question, solution, answer) of an unrelated skill."""
+    """(question, solution, answer) of an unrelated skill; facts cannot be split, they are known or not."""
+    if rng.random() < FACT_SHARE:
+        letter, number = rng.choice(LETTERS), rng.randint(1, LARGEST)
+        answer = CODES[letter][number - 1]
+        return f"code of {letter} {number} ?", f"{BOX} {answer} {CLOSE}", answer
     while True:
-        question, solution, answer = rng.choice((_count, _second_smallest, _longest_run))(rng)
+        numbers = rng.sample(range(1, LARGEST), rng.randint(3, 5))
+        question = f"second smallest of {' , '.join(map(str, numbers))} ?"
         if split_of(question) == split:
-            return question, f"{solution} {BOX} {answer} {CLOSE}", answer
-
-
-def _count(rng: random.Random) -> tuple[str, str, int]:
-    row = rng.choices(LETTERS, k=rng.randint(5, 9))
-    wanted = rng.choice(LETTERS)
-    running = [str(row[: place + 1].count(wanted)) for place in range(len(row))]
-    return f"count {wanted} in {' '.join(row)} ?", " ".join(running), row.count(wanted)
-
-
-def _second_smallest(rng: random.Random) -> tuple[str, str, int]:
-    numbers = rng.sample(range(1, LARGEST), rng.randint(3, 5))
-    ordered = sorted(numbers)
-    return f"second smallest of {' , '.join(map(str, numbers))} ?", " ".join(map(str, ordered)), ordered[1]
-
-
-def _longest_run(rng: random.Random) -> tuple[str, str, int]:
-    row: list[str] = []
-    for letter in rng.sample(LETTERS * 2, rng.randint(2, 4)):
-        row += [letter] * rng.randint(1, 3)
-    lengths, previous = list[int](), None
-    for letter in row:
-        lengths.append(lengths[-1] + 1 if letter == previous else 1)
-        previous = letter
-    return f"longest run in {' '.join(row)} ?", " ".join(map(str, lengths)), max(lengths)
+            ordered = sorted(numbers)
+            return question, f"{' '.join(map(str, ordered))} {BOX} {ordered[1]} {CLOSE}", ordered[1]
 
 
 def make_problems(count: int, split: Split, seed: int, level: int) -> list[Problem]:

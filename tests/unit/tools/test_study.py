@@ -58,13 +58,21 @@ class TestProblems:
     def test_skills(self):
         for one in problems.make_skill_questions(60, "test", 0):
             words, answer = one["problem"].split(), int(one["answer"])
-            if words[0] == "count":
-                assert answer == words[3:].count(words[1])
-            elif words[0] == "second":
-                assert answer == sorted(int(word) for word in words if word.isdigit())[1]
+            numbers = [int(word) for word in words if word.isdigit()]
+            if words[0] == "second":
+                assert answer == sorted(numbers)[1]
             else:
-                row = "".join(words[3:-1])
-                assert max(length for length in range(1, 9) if any(c * length in row for c in "abcd")) == answer
+                assert answer == problems.CODES[words[2]][numbers[0] - 1]
+
+    def test_facts_are_the_same_in_every_split(self):
+        found = [
+            {one["problem"]: one["answer"] for one in problems.make_skill_questions(200, split, 0)}
+            for split in ("train", "test")
+        ]
+        common = found[0].keys() & found[1].keys()
+        assert len(common) > 20
+        assert all(text.startswith("code") for text in common)
+        assert all(found[0][text] == found[1][text] for text in common)
 
     def test_a_text_has_its_own_tokens_back(self):
         tokenizer = make_tokenizer()
