@@ -55,6 +55,7 @@ def memory_per_rank(
     *,
     num_gpus: int,
     max_pack_tokens: int,
+    keys_per_token: float = 1.0,
     kernels: Kernels = GPU,
 ) -> Memory:
     """Bytes on the fullest rank with the distributed optimizer.
@@ -62,12 +63,16 @@ def memory_per_rank(
     Weights 2 bytes in bf16 (4 in fp32), gradients 4 (fp32 buffer), AdamW 12 (fp32 master weights and two moments; 8
     where the weights are fp32 themselves) over the ranks that share the parameters.
 
+    Args:
+        keys_per_token: keys that a pack's responses see, over its tokens; above 1 where prompts are shared.
+
     Raises:
         ConfigError: the number of GPUs does not fit the layout.
     """
     layout.data_parallel_size(num_gpus)
     stages = {0, layout.pp - 1}
-    of_stages = [_of_stage(shape, layout, model, num_gpus, max_pack_tokens, kernels, stage) for stage in stages]
+    layer = layer_bytes_per_token(shape, layout, model, kernels, keys_per_token=keys_per_token)
+    of_stages = [_of_stage(shape, layout, model, num_gpus, max_pack_tokens, kernels, stage, layer) for stage in stages]
     return max(of_stages, key=lambda memory: memory.total)
 
 
@@ -91,7 +96,14 @@ def parameters_of_stage(shape: ModelShape, layout: LayoutConfig, stage: int) -> 
     return dense, layers * shape.num_experts * shape.mlp_matrices / sharded
 
 
-def layer_bytes_per_token(shape: ModelShape, layout: LayoutConfig, model: ModelConfig, kernels: Kernels = GPU) -> float:
+def layer_bytes_per_token(
+    shape: ModelShape,
+    layout: LayoutConfig,
+    model: ModelConfig,
+    kernels: Kernels = GPU,
+    *,
+    keys_per_token: float = 1.0,
+) -> float:
     """Bytes that one layer keeps for its backward pass, per token of this rank's T / cp; with full recompute,
     while it is differentiated.
 
@@ -107,7 +119,8 @@ def layer_bytes_per_token(shape: ModelShape, layout: LayoutConfig, model: ModelC
 
     and 4 bytes per norm and per head of attention and of the query and key norms. Tensor parallelism divides all but
     rotary, and norms only with sequence parallelism. Selective recompute leaves out what the attention kernel adds.
-    Context parallelism keeps the gathered keys and values.
+    Context parallelism keeps the gathered keys and values, and where prompts are shared they are kept once for
+    each response that sees them.
     """
     width = width_of(model)
     hidden = shape.hidden_size / (layout.tp if layout.sequence_parallel else 1)
@@ -115,9 +128,9 @@ def layer_bytes_per_token(shape: ModelShape, layout: LayoutConfig, model: ModelC
     heads, groups = shape.num_attention_heads / layout.tp, shape.num_query_groups / layout.tp
     norms = 2 * (width * hidden * (2 if kernels.fused_norm else 3) + 4)
     keeps_attention = model.recompute != "selective"
-    gathers = layout.cp > 1 and keeps_attention
+    gathers = (layout.cp > 1 or keys_per_token > 1) and keeps_attention
     values = 4 * shape.head_dim + query + query
-    values += both * layout.cp if gathers else both / 2
+    values += both * layout.cp * keys_per_token if gathers else both / 2
     if shape.qk_norm or not gathers:
         values += query + both
     statistics = 0.0
@@ -166,6 +179,7 @@ def _of_stage(
     max_pack_tokens: int,
     kernels: Kernels,
     stage: int,
+    layer_bytes: float,
 ) -> Memory:
     width = width_of(model)
     dense, experts = parameters_of_stage(shape, layout, stage)
@@ -174,7 +188,7 @@ def _of_stage(
     optimizer = states * (dense * layout.tp + experts * (layout.ep if layout.ep > 1 else layout.tp)) / per_stage
     tokens = max_pack_tokens / layout.cp
     hidden = shape.hidden_size / (layout.tp if layout.sequence_parallel else 1)
-    layer = layer_bytes_per_token(shape, layout, model, kernels) * tokens
+    layer = layer_bytes * tokens
     in_flight = layers_in_flight(shape, layout, stage)
     if model.recompute == "full":
         # Each layer's input, and the rotary table once a pack.

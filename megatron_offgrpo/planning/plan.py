@@ -97,6 +97,11 @@ class Plan:
             return np.zeros(entries.stop - entries.start, dtype=np.bool_)
         return continuing(self.group[entries], self.pack[entries])
 
+    def keys_per_token(self) -> float:
+        """The most keys that the tokens of a pack see, over those of the longest pack; 1 without shared prompts."""
+        keys = np.bincount(self.pack, weights=self.tokens) - self.pack_tokens + self.pack_padded
+        return float(keys.max() / self.pack_padded.max())
+
     def packs_of_step(self, step: int) -> range:
         """The pack numbers of one step."""
         first, last = np.searchsorted(self.pack_step, [step, step + 1])

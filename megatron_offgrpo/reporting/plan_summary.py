@@ -71,8 +71,7 @@ def plan_facts(plan: Plan | None, run: RunConfig, machine: Machine) -> Facts:
     if plan is not None:
         facts["plan"] = _counts(plan)
         facts |= _work(plan, run, machine, shape)
-    longest = run.plan.max_pack_tokens if plan is None else int(plan.pack_padded.max())
-    return facts | {"memory": _memory(run, machine, shape, longest, facts)}
+    return facts | {"memory": _memory(run, machine, shape, plan, facts)}
 
 
 def require_fit(facts: Facts) -> None:
@@ -132,8 +131,16 @@ def _work(plan: Plan, run: RunConfig, machine: Machine, shape: ModelShape) -> Fa
     return facts
 
 
-def _memory(run: RunConfig, machine: Machine, shape: ModelShape, longest: int, facts: Facts) -> Facts:
-    memory = memory_per_rank(shape, run.layout, run.model, num_gpus=machine.num_gpus, max_pack_tokens=longest)
+def _memory(run: RunConfig, machine: Machine, shape: ModelShape, plan: Plan | None, facts: Facts) -> Facts:
+    longest = run.plan.max_pack_tokens if plan is None else int(plan.pack_padded.max())
+    memory = memory_per_rank(
+        shape,
+        run.layout,
+        run.model,
+        num_gpus=machine.num_gpus,
+        max_pack_tokens=longest,
+        keys_per_token=1.0 if plan is None else plan.keys_per_token(),
+    )
     found: Facts = {**asdict(memory), "total": memory.total, "pack_tokens": longest}
     hardware = machine.hardware
     if hardware is None:

@@ -112,9 +112,10 @@ def test_loss_and_gradients_in_fp32_equal_the_cpus(kind, store, place):
 @pytest.mark.gpu
 @on_gpu
 @pytest.mark.parametrize("kv_heads", [2, 4])
-def test_variable_length_attention_in_bf16_equals_attention_by_segment(kv_heads, place):
+@pytest.mark.parametrize("prompts", [{}, {2: (1, 101), 3: (0, 1)}], ids=["separate", "shared"])
+def test_variable_length_attention_in_bf16_equals_attention_by_segment(kv_heads, prompts, place):
     attention = SegmentAttention(transformer_config(architecture("qwen2"), LayoutConfig(), ModelConfig()), 0.125)
-    segments = PackedSegments.of((0, 1, 130, 137, 512), place.device)
+    segments = PackedSegments.of((0, 1, 130, 137, 512), place.device, prompts=prompts)
     generator = torch.Generator("cuda").manual_seed(0)
     heads = (4, kv_heads, kv_heads)
     inputs = [torch.randn(512, 1, n, 64, generator=generator, device="cuda").bfloat16().requires_grad_() for n in heads]

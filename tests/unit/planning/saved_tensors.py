@@ -4,6 +4,8 @@ import json
 import os
 from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import torch
 
@@ -14,6 +16,8 @@ from megatron_offgrpo.model.packing import ModelInput, PackedSegments
 from megatron_offgrpo.parallel import runtime
 
 BOUNDS = (0, 300, 700, 960)
+PROMPTS = {1: (0, 200), 2: (0, 200)}
+"""Segments that continue the first one's prompt, in a pack that shares it."""
 NUM_TOKENS = BOUNDS[-1]
 NUM_ROWS = 480
 SHAPE = {
@@ -33,8 +37,8 @@ def architecture(kind: str):
     return architecture_of({"model_type": kind, **SHAPE, **(EXPERTS if kind == "qwen3_moe" else {})})
 
 
-def saved_bytes(kind: str, layout: LayoutConfig, model: ModelConfig) -> int:
-    """Of one pack; each storage counts once, the weights not at all."""
+def saved_bytes(kind: str, layout: LayoutConfig, model: ModelConfig, prompts: Any = MappingProxyType({})) -> int:
+    """Of one pack, of which some segments continue `prompts`; each storage counts once, the weights not at all."""
     torch.manual_seed(0)
     chunk = build_model(architecture(kind), layout, model)[0]
     weights = {parameter.untyped_storage().data_ptr() for parameter in chunk.parameters()}
@@ -50,7 +54,7 @@ def saved_bytes(kind: str, layout: LayoutConfig, model: ModelConfig) -> int:
     pack = ModelInput(
         ids_1T=torch.randint(0, 301, (1, NUM_TOKENS)),
         positions_T=positions,
-        segments=PackedSegments.of(BOUNDS, torch.device("cpu")),
+        segments=PackedSegments.of(BOUNDS, torch.device("cpu"), prompts=prompts),
         rows_R=torch.arange(NUM_ROWS),
         targets_R=torch.randint(0, 301, (NUM_ROWS,)),
     )

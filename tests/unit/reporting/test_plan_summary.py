@@ -61,6 +61,33 @@ def test_without_hardware_there_is_no_limit_and_no_time(run, plan):
     assert "at an assumed 2 TFLOP/s" in "\n".join(plan_lines(plan, run, tflops_per_gpu=2.0))
 
 
+def test_shared_prompts_stand_in_the_summary(run):
+    # Prompts of 200 tokens, answers of 50 on average: 600 tokens a group instead of 2,000.
+    shared = build_plan(AssumedGroups(70, 8, 50, 31744), run.plan, run.objective)
+    facts = plan_facts(shared, run, Machine(8))
+    saved = facts["plan"]["shared_prompt_tokens"]
+    assert 0.8 * 70 * 7 * 200 < saved <= 70 * 7 * 200
+    assert facts["plan"]["tokens"] + saved == int(shared.tokens.sum())
+    assert facts["plan"]["packs"] >= facts["plan"]["packs_lower_bound"]
+    text = "\n".join(fact_lines(facts))
+    share = 100 * saved / int(shared.tokens.sum())
+    assert f"prompts        shared: {saved:,} tokens fewer ({share:.1f} %)" in text
+    never = replace(run.plan, share_prompts="never")
+    separate = build_plan(AssumedGroups(70, 8, 50, 31744), never, run.objective)
+    apart = plan_facts(separate, run, Machine(8))
+    assert "prompts        not shared" in "\n".join(fact_lines(apart))
+    assert facts["flops"]["computed"] < 0.5 * apart["flops"]["computed"]
+
+
+def test_memory_knows_the_keys_that_responses_share(run):
+    # A prompt of 200 with eight answers of one token: 208 tokens see 8 * 201 keys.
+    plan = build_plan(
+        AssumedGroups(1, 8, 1, 31744), replace(run.plan, share_prompts="always", pack_multiple=1), run.objective
+    )
+    assert plan.pack_tokens.tolist() == [208]
+    assert plan.keys_per_token() == 8 * 201 / 208
+
+
 def test_what_does_not_fit_is_refused_with_a_layout_that_does(run):
     wide = replace(
         run, layout=replace(run.layout, tp=1, sequence_parallel=False), model=replace(run.model, recompute="none")
