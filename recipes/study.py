@@ -19,6 +19,7 @@ from megatron_offgrpo.objective import surrogates
 from recipes import objectives
 
 MAX_RESPONSE_TOKENS = 48
+EPOCHS = 4
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Arm:
     store: str = "teacher"
     """Which trajectories, of `tools.study.stores`; with rounds, the ones to mix in."""
     rounds: int = 0
-    """Rounds of generating with the student as it is by then, labelling and training; 0 trains offline."""
+    """Rounds an epoch of generating with the student as it is by then, labelling and training; 0 trains offline."""
     own_share: float = 1.0
     """With rounds: share of the student's own trajectories in each group; the rest are of `store`."""
     plan: dict[str, Any] = field(default_factory=dict)
@@ -55,10 +56,10 @@ def study() -> RunConfig:
             plan=f"{root}/plan",
             output=f"{root}/train",
         ),
-        plan=PlanConfig(epochs=1, groups_per_step=16, max_pack_tokens=2048, pack_multiple=64),
+        plan=PlanConfig(epochs=EPOCHS, groups_per_step=16, max_pack_tokens=2048, pack_multiple=64),
         optimizer=OptimizerConfig(lr=1e-3),
         model=ModelConfig(precision="fp32"),
-        checkpoint=CheckpointConfig(every_steps=4, keep=0),
+        checkpoint=CheckpointConfig(every_steps=16, keep=0),
     )
 
 
@@ -102,8 +103,8 @@ ARMS: tuple[Arm, ...] = (
     Arm("pcl", "PCL sequence probability", objectives.pcl),
     Arm("dpo", "DPO on pairs", objectives.dpo),
     Arm("kto", "KTO", objectives.kto),
-    Arm("luffy_mix", "LUFFY, half on-policy", objectives.luffy, rounds=4, own_share=0.5),
-    Arm("on_policy", "on-policy GRPO in rounds", objectives.ppo, rounds=4),
+    Arm("luffy_mix", "LUFFY, half on-policy", objectives.luffy, rounds=2, own_share=0.5),
+    Arm("on_policy", "on-policy GRPO in rounds", objectives.ppo, rounds=2),
     Arm("wrong_lookup", "released code's reward lookup", bias, store="wrong_lookup"),
     Arm("shuffled", "shuffled rewards, bias 0.1", bias, store="shuffled"),
     Arm("shuffled_no_bias", "shuffled rewards, no bias", no_bias, store="shuffled"),
@@ -121,10 +122,10 @@ ABLATIONS: tuple[Arm, ...] = (
     *(_ablation(f"beta_{beta}", f"beta {beta:g}", partial(bias, beta=beta)) for beta in (0.0, 0.05, 0.8)),
     *(
         _ablation(f"group_{size}", f"groups of {size}", plan={"trajectories_per_group": size, "epochs": epochs})
-        for size, epochs in ((2, 4), (4, 2))
+        for size, epochs in ((2, 4 * EPOCHS), (4, 2 * EPOCHS))
     ),
     *(
-        _ablation(f"positive_{share}", f"{share} % all-positive groups", store=f"positive_{share}", plan={"epochs": 2})
+        _ablation(f"positive_{share}", f"{share} % all-positive groups", store=f"positive_{share}", plan={"epochs": 2 * EPOCHS})
         for share in (0, 25, 50, 75, 100)
     ),
     *(_ablation(f"noise_{share}", f"{share} % of labels flipped", store=f"noise_{share}") for share in (5, 10, 20, 40)),

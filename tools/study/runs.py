@@ -194,20 +194,22 @@ def _curve(
 
 
 def _in_rounds(job: Job, settings: StudySettings, measuring: Measuring) -> tuple[Path, dict[str, Any], list[Any]]:
-    """Generate with the student as it is, label, train; the problems are shared out over the rounds."""
+    """Generate with the student as it is, label, train; an epoch's problems are shared out over its rounds."""
     common, work = job.config(settings), job.folder(settings) / WORK
-    problems = core_questions(settings)
-    size = len(problems) // job.arm.rounds
+    problems, rounds = core_questions(settings), job.arm.rounds
+    size = len(problems) // rounds
     teacher = {group["group_id"]: group for group in without_logprobs(core_groups(settings))}
     model, weights = student_folder(settings), common.paths.megatron
     log: list[dict[str, float]] = []
     curve: list[dict[str, float]] = []
     other_seconds, generated = 0.0, 0
-    for number in range(job.arm.rounds):
+    for number in range(common.plan.epochs * rounds):
         folder = work / f"round{number}"
         started = time.perf_counter()
-        wanted = problems[number * size : (number + 1) * size]
-        groups = _round_groups(job, settings, model, folder, wanted, teacher)
+        first = number % rounds * size
+        # A problem that comes again gets samples of its own.
+        seed = job.seed + 10_000 * number
+        groups = _round_groups(job, settings, model, folder, problems[first : first + size], teacher, seed)
         store = make_store(settings, groups, folder / "store")
         generated += int(store.response_lengths[store.on_policy].sum())
         other_seconds += time.perf_counter() - started
@@ -218,10 +220,10 @@ def _in_rounds(job: Job, settings: StudySettings, measuring: Measuring) -> tuple
             plan=str(folder / "plan"),
             output=str(folder / "train"),
         )
-        steps, model = _train(replace(common, paths=paths))
+        steps, model = _train(replace(common, paths=paths, plan=replace(common.plan, epochs=1)))
         weights = str(Path(paths.output) / CHECKPOINTS)
         log += steps
-        if not job.sweep:
+        if not job.sweep and (number + 1) % rounds == 0:
             facts = _facts(log)
             accuracy = measuring.accuracy(model, "test", job.seed)
             seconds = facts["train_seconds"] + other_seconds
@@ -230,14 +232,20 @@ def _in_rounds(job: Job, settings: StudySettings, measuring: Measuring) -> tuple
 
 
 def _round_groups(
-    job: Job, settings: StudySettings, model: Path, folder: Path, wanted: list[Record], teacher: dict[str, Record]
+    job: Job,
+    settings: StudySettings,
+    model: Path,
+    folder: Path,
+    wanted: list[Record],
+    teacher: dict[str, Record],
+    seed: int,
 ) -> list[Record]:
     """The groups of a round: the student's own solutions, and the teacher's where the arm mixes them in."""
 
     own = round(settings.solutions * job.arm.own_share)
     problems = folder / "problems.jsonl"
     write_jsonl(problems, wanted)
-    groups = rollouts(model, problems, folder / "groups", samples=own, seed=job.seed, source="student", on_policy=True)
+    groups = rollouts(model, problems, folder / "groups", samples=own, seed=seed, source="student", on_policy=True)
     mixed = settings.solutions - own
     return [
         {**group, "trajectories": [*group["trajectories"], *teacher[group["group_id"]]["trajectories"][:mixed]]}
