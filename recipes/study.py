@@ -125,8 +125,8 @@ ABLATIONS: tuple[Arm, ...] = (
         for size, epochs in ((2, 4 * EPOCHS), (4, 2 * EPOCHS))
     ),
     *(
-        _ablation(f"positive_{share}", f"{share} % all-positive groups", store=f"positive_{share}", plan={"epochs": 2 * EPOCHS})
-        for share in (0, 25, 50, 75, 100)
+        _ablation(f"positive_{n}", f"{n} % all-positive groups", store=f"positive_{n}", plan={"epochs": 2 * EPOCHS})
+        for n in (0, 25, 50, 75, 100)
     ),
     *(_ablation(f"noise_{share}", f"{share} % of labels flipped", store=f"noise_{share}") for share in (5, 10, 20, 40)),
     *(
