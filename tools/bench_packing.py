@@ -1,4 +1,5 @@
-"""Packing compared with that of other trainers and the lower bound, and the time to plan a million sequences.
+"""Packing compared with that of other trainers and the lower bound; plans with and without shared prompts; and the time
+to plan a million sequences.
 
     python -m tools.bench_packing [--data FOLDER] [--sequences 1000000]
 
@@ -11,17 +12,18 @@ import gzip
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from megatron_offgrpo.artifacts import Manifest
-from megatron_offgrpo.config import ObjectiveConfig, PlanConfig
+from megatron_offgrpo.config import LayoutConfig, ObjectiveConfig, PlanConfig
 from megatron_offgrpo.objective import advantages
 from megatron_offgrpo.planning.assignment import assign, imbalance
-from megatron_offgrpo.planning.estimate import ENOUGH_PACKS
+from megatron_offgrpo.planning.estimate import ENOUGH_PACKS, balance
 from megatron_offgrpo.planning.packing import lower_bound, pack
 from megatron_offgrpo.planning.plan import build_plan
 from megatron_offgrpo.planning.shape import ModelShape
@@ -42,6 +44,7 @@ PACKINGS: dict[str, Callable[[IntArray, int], list[list[int]]]] = {
     "MFFD (NeMo)": modified_first_fit_decreasing,
 }
 """`fewest` and `equal parts` are this project's."""
+RULES: tuple[Literal["never"], Literal["always"]] = ("never", "always")
 
 
 @dataclass(frozen=True)
@@ -150,22 +153,22 @@ def compare(file: Path, max_tokens: int) -> list[str]:
 
 
 @dataclass(frozen=True)
-class SyntheticStore:
-    """Groups of eight trajectories with log-normal response lengths, without tokens."""
+class LengthStore:
+    """What a plan reads of a store: lengths and rewards, no tokens."""
 
-    num_groups: int
+    group_offsets: IntArray
     prompt_lengths: IntArray
     response_lengths: IntArray
     rewards: FloatArray
     manifest: Manifest = field(default_factory=lambda: Manifest("store", "synthetic"))
 
     @property
-    def num_trajectories(self) -> int:
-        return 8 * self.num_groups
+    def num_groups(self) -> int:
+        return len(self.group_offsets) - 1
 
     @property
-    def group_offsets(self) -> IntArray:
-        return 8 * np.arange(self.num_groups + 1, dtype=np.int64)
+    def num_trajectories(self) -> int:
+        return int(self.group_offsets[-1])
 
     @property
     def on_policy(self) -> BoolArray:
@@ -184,20 +187,65 @@ class SyntheticStore:
         return np.zeros(self.num_groups, dtype=np.bool_)
 
 
-def synthetic_store(num_sequences: int) -> SyntheticStore:
-    """Median 4,900 tokens, cut at 31,744, prompts of 50 to 499 tokens: the size of the released recipe's data."""
+def synthetic_store(num_sequences: int) -> LengthStore:
+    """Groups of eight with log-normal responses, of the size of the released recipe's data.
+
+    Responses of 4,900 tokens in the median, cut at 31,744; prompts of 50 to 499 tokens.
+    """
     generator = np.random.default_rng(0)
     groups = num_sequences // 8
-    return SyntheticStore(
-        num_groups=groups,
+    return LengthStore(
+        group_offsets=8 * np.arange(groups + 1, dtype=np.int64),
         prompt_lengths=np.repeat(generator.integers(50, 500, groups), 8),
         response_lengths=np.minimum(31744, generator.lognormal(8.5, 0.9, 8 * groups)).astype(np.int64),
         rewards=(generator.random(8 * groups) < 0.6).astype(np.float64),
     )
 
 
+def compare_sharing(file: Path, max_tokens: int) -> list[str]:
+    """A row for the plan of a file with every trajectory apart, and one with shared prompts."""
+    groups = read_groups(file)
+    sizes = [len(group.responses) for group in groups]
+    prompts = np.array([max(1, group.prompt) for group in groups], dtype=np.int64)
+    store = LengthStore(
+        group_offsets=np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
+        prompt_lengths=np.repeat(prompts, sizes),
+        response_lengths=np.concatenate(
+            [np.clip(group.responses, 1, max_tokens - prompt) for group, prompt in zip(groups, prompts, strict=True)]
+        ),
+        rewards=np.concatenate([group.labels for group in groups]).astype(np.float64),
+    )
+    rows = []
+    for rule in RULES:
+        settings = PlanConfig(
+            groups_per_step=GROUPS_PER_STEP,
+            trajectories_per_group=None,
+            max_pack_tokens=max_tokens,
+            pack_multiple=PACK_MULTIPLE,
+            equal_parts=EQUAL_PARTS,
+            share_prompts=rule,
+        )
+        plan = build_plan(store, settings, OBJECTIVE)
+        counts = plan.manifest.counts
+        worst = [balance(plan, SHAPE, LayoutConfig(), num_gpus=dp) for dp in DATA_PARALLEL]
+        uneven = "".join(
+            " " * 13
+            if even.worst_with_enough_packs is None
+            else f" {100 * even.worst_with_enough_packs:7.2f} ({even.steps_with_enough_packs:2})"
+            for even in worst
+        )
+        fill = 100 * counts["tokens"] / counts["padded_tokens"]
+        rows.append(f"  {rule:12} {counts['packs']:6} {fill:8.2f} {counts['padded_tokens']:8,}{uneven}")
+    automatic = build_plan(store, replace(settings, share_prompts="auto"), OBJECTIVE).manifest.counts
+    chosen = "shared" if automatic["shared_prompt_tokens"] else "apart"
+    return [f"{file.name.removesuffix('.jsonl.gz')} at {max_tokens}, auto: {chosen}", *rows]
+
+
 def never_called(*_: object) -> None:
     raise AssertionError("planning computes no surrogate and no divergence")
+
+
+OBJECTIVE = ObjectiveConfig(advantage=advantages.mean_only, surrogate=never_called, kl=never_called)
 
 
 def main() -> None:
@@ -218,12 +266,18 @@ def main() -> None:
         for max_tokens in (8192, 32768):
             for file in files:
                 print("\n".join(compare(file, max_tokens)), flush=True)
+        print(
+            "plans with trajectories apart (never) and with shared prompts (always); tokens computed, padding included:"
+        )
+        print("  prompts       packs     fill   tokens" + "".join(f"        dp={dp:<2}" for dp in DATA_PARALLEL))
+        for max_tokens in (8192, 32768):
+            for file in files:
+                print("\n".join(compare_sharing(file, max_tokens)), flush=True)
     else:
         print(f"no trajectories/*.jsonl.gz in {arguments.data}: only the synthetic run")
-    objective = ObjectiveConfig(advantage=advantages.mean_only, surrogate=never_called, kl=never_called)
     store = synthetic_store(arguments.sequences)
     start, start_cpu = time.perf_counter(), time.process_time()
-    plan = build_plan(store, PlanConfig(groups_per_step=GROUPS_PER_STEP), objective)
+    plan = build_plan(store, PlanConfig(groups_per_step=GROUPS_PER_STEP), OBJECTIVE)
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - start_cpu
     counts = plan.manifest.counts
     fill = 100 * counts["tokens"] / counts["padded_tokens"]

