@@ -96,8 +96,9 @@ def quarantine(run: RunFiles) -> str:
     ]
     if not rows:
         return ""
+    left_out = {index for rollback in rollbacks for bad in rollback["bad_steps"] for index in bad["trajectories"]}
     note = (
-        f"{len(run.quarantine['trajectories'])} trajectories are left out after {len(rollbacks)} rollback(s): the run "
+        f"{len(left_out)} trajectories are left out after {len(rollbacks)} rollback(s): the run "
         "went back to its newest checkpoint and on without the packs that these bad steps named."
     )
     header = ["rollback", "bad step", "trajectories (group)", "why"]
@@ -105,7 +106,9 @@ def quarantine(run: RunFiles) -> str:
 
 
 def _members(bad: dict) -> str:
-    return ", ".join(f"{index} ({group})" for index, group in zip(bad["trajectories"], bad["groups"], strict=True))
+    # A file written by hand may name no groups.
+    groups = bad.get("groups") or ["?"] * len(bad["trajectories"])
+    return ", ".join(f"{index} ({group})" for index, group in zip(bad["trajectories"], groups, strict=True))
 
 
 def _total(steps: Sequence[dict[str, float]], name: str) -> float:

@@ -68,7 +68,8 @@ def train(run: RunConfig, place: Placement, *, force: bool = False) -> bool:
                 return _Training(run, place, left, quarantine, stop, watchdog, tracking).run_to_the_end()
             except Rollback as rollback:
                 quarantine = rollback.quarantine
-            # From here on as in a new process; what a kill leaves is either the file of before or the new one.
+            # From here on as in a new process; a kill leaves either the file of before or the new one.
+            watchdog.alive("rolling back")
             left = leave_out(inputs, quarantine.trajectories, run)
             if place.is_writer:
                 write_quarantine(output, quarantine, inputs.store)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from megatron_offgrpo.artifacts import fingerprint_of, write_json_atomically
 from megatron_offgrpo.data.store import TrajectoryStore
-from megatron_offgrpo.errors import DataError
+from megatron_offgrpo.errors import DataError, TrainingError
 
 QUARANTINE_FILE = "quarantine.json"
 
@@ -53,7 +53,11 @@ class Rollback(Exception):
 
 
 def write_quarantine(folder: Path, quarantine: Quarantine, store: TrajectoryStore) -> None:
-    """Writes the file at once; it names each trajectory's group for the reader."""
+    """Writes the file at once; it names each trajectory's group for the reader.
+
+    Raises:
+        TrainingError: no room, no permission.
+    """
 
     def entry(step: BadStep) -> dict[str, object]:
         groups = [store.row(int(store.group_index[index])).group_id for index in step.trajectories]
@@ -61,7 +65,14 @@ def write_quarantine(folder: Path, quarantine: Quarantine, store: TrajectoryStor
 
     rollbacks = [{"bad_steps": [entry(step) for step in steps]} for steps in quarantine.rollbacks]
     value = {"store": store.manifest.fingerprint, "trajectories": quarantine.trajectories, "rollbacks": rollbacks}
-    write_json_atomically(folder / QUARANTINE_FILE, value)
+    try:
+        write_json_atomically(folder / QUARANTINE_FILE, value)
+    except OSError as cause:
+        raise TrainingError(
+            f"the quarantine could not be written ({cause.strerror})",
+            where=str(folder / QUARANTINE_FILE),
+            remedy="look at space, quota and permissions there; the same command then rolls back again",
+        ) from None
 
 
 def read_quarantine(folder: Path, store: TrajectoryStore) -> Quarantine:

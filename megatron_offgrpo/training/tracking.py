@@ -7,6 +7,7 @@ history twice, in metrics.jsonl and TensorBoard once.
 
 import importlib.util
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -57,7 +58,7 @@ class Tracking:
         if self._run is not None:
             self._try(lambda: self._run.log(values))
 
-    def _try(self, call: Any) -> None:
+    def _try(self, call: Callable[[], object]) -> None:
         """What goes wrong over there must not end a run that trains: it is said, and nothing more is sent."""
         try:
             call()
