@@ -60,6 +60,8 @@ def build_student(architecture: Architecture, run: RunConfig, *, distributed_opt
         use_distributed_optimizer=distributed_optimizer,
         # Overlap pays where communication has a stream of its own.
         overlap_grad_reduce=torch.cuda.is_available() and run.layout.pp == 1,
+        # Megatron's default grows with the number of ranks, and sharded checkpoints must find the same buckets again.
+        bucket_size=40_000_000,
     )
     wrapped = [
         DistributedDataParallel(model.config, ddp_config, model, disable_bucketing=number > 0)
