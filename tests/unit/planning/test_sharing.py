@@ -72,17 +72,24 @@ def test_a_group_longer_than_a_pack_is_dealt_evenly_into_as_few_as_hold_it():
 
 
 def test_groups_are_cut_where_ranks_would_wait_for_a_whole_one():
-    # Prompts of 2; sixteen responses of 6 in the first group (98 tokens), two in the second (14). Whole, two ranks cost
-    # 2 * 98. Cut at 50: bundles of 50, 50, 14 are dealt 64 | 50, cost 128. Cut at 25: 26, 20, 20, 20, 20, 14 are dealt
-    # 26 + 20 + 14 | 20 + 20 + 20; where bundles of a group meet, one prompt is enough: 58 | 56, cost 116. Smaller
-    # bundles have more tokens than that.
+    # Prompts of 10; eight responses of 10 in the first group (90 tokens), one in the second (20). Whole, two ranks cost
+    # 2 * 90. Cut at half a pack: bundles of 50, 50 and 20 are dealt 70 | 50, cost 140. Smaller bundles have more tokens
+    # than that, and one by one they are 180.
+    tokens, prompts = np.full(9, 20), np.full(9, 10)
+    packs = pack_sharing(tokens, prompts, np.array([8, 1]), 100, equal_parts=2)
+    assert cost(packs, tokens, prompts, [8, 1], 2) == 140
+    assert sorted(map(len, packs)) == [4, 5]
+    # One rank waits for nobody.
+    assert pack_sharing(tokens, prompts, np.array([8, 1]), 100, equal_parts=1) == [[*range(8)], [8]]
+
+
+def test_bundles_of_a_group_that_meet_in_a_pack_need_one_prompt():
+    # Prompts of 2; sixteen responses of 6 in the first group, two in the second. Cut at a quarter of a pack: bundles of
+    # 26, 20, 20, 20, 20, 14 are dealt 26 + 20 + 14 | 20 + 20 + 20; one prompt a pack and group: 58 | 56, cost 116.
     tokens, prompts = np.full(18, 8), np.full(18, 2)
     packs = pack_sharing(tokens, prompts, np.array([16, 2]), 100, equal_parts=2)
     assert cost(packs, tokens, prompts, [16, 2], 2) == 116
     assert sorted(map(len, packs)) == [9, 9]
-    # One rank waits for nobody.
-    whole = pack_sharing(tokens, prompts, np.array([16, 2]), 100, equal_parts=1)
-    assert whole == [[*range(16)], [16, 17]]
 
 
 def cost(packs, tokens, prompts, sizes, ranks):

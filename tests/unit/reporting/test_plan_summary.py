@@ -80,12 +80,12 @@ def test_shared_prompts_stand_in_the_summary(run):
 
 
 def test_memory_knows_the_keys_that_responses_share(run):
-    # A prompt of 200 with eight answers of one token: 208 tokens see 8 * 201 keys.
-    plan = build_plan(
-        AssumedGroups(1, 8, 1, 31744), replace(run.plan, share_prompts="always", pack_multiple=1), run.objective
-    )
+    # A prompt of 200 with eight answers of one token, padded to 256: they see 201 keys each, the padding 48.
+    plan = build_plan(AssumedGroups(1, 8, 1, 31744), replace(run.plan, share_prompts="always"), run.objective)
     assert plan.pack_tokens.tolist() == [208]
-    assert plan.keys_per_token() == 8 * 201 / 208
+    assert plan.keys_per_token() == (8 * 201 + 48) / 256
+    separate = build_plan(AssumedGroups(1, 8, 1, 31744), replace(run.plan, share_prompts="never"), run.objective)
+    assert separate.keys_per_token() == 1
 
 
 def test_what_does_not_fit_is_refused_with_a_layout_that_does(run):
