@@ -31,18 +31,18 @@ class Upbringing:
 
     habit: tuple[dict[str, float], dict[str, float]]
     """Of level 1 and level 2: kind of trap -> share of demonstrations that follow the keyword."""
-    named_share: float
-    """Share of the demonstrations in the `named` style; the rest are `short`."""
+    worded_share: float
+    """Share of the demonstrations in the `worded` style; the rest are `short`."""
     skill_share: float
     """Share of the demonstrations that show an unrelated skill."""
 
 
 STUDENT = Upbringing(
-    habit=({"is_more": 0.6, "is_fewer": 0.6}, {"is_more": 0.6, "is_fewer": 0.6}), named_share=0.3, skill_share=0.3
+    habit=({"is_more": 0.6, "is_fewer": 0.6}, {"is_more": 0.6, "is_fewer": 0.6}), worded_share=0.4, skill_share=0.3
 )
 """Falls for most traps; knows the teacher's style, prefers its own."""
-TEACHER = Upbringing(habit=({}, {"is_fewer": 0.08}), named_share=0.95, skill_share=0.0)
-"""Errs in one kind of trap of the harder level, and writes `named` solutions."""
+TEACHER = Upbringing(habit=({}, {"is_fewer": 0.08}), worded_share=0.95, skill_share=0.0)
+"""Errs in one kind of trap of the harder level, and writes `worded` solutions."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def demonstration(rng: random.Random, upbringing: Upbringing) -> tuple[str, str]
         return question, solution
     level = rng.randint(1, 2)
     problem = draw_problem(rng, "train", level)
-    style: Style = "named" if rng.random() < upbringing.named_share else "short"
+    style: Style = "worded" if rng.random() < upbringing.worded_share else "short"
     return problem.text, write_solution(problem, rng, habit=upbringing.habit[level - 1], style=style)
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 Split = Literal["train", "validation", "test"]
-Style = Literal["short", "named"]
+Style = Literal["short", "worded"]
 
 NAMES = ("Ana", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gia", "Hugo")
 LETTERS = ("a", "b", "c", "d")
@@ -29,7 +29,7 @@ OTHERS = ("finds", "loses", "has_more", "has_fewer")
 SIGN = {"finds": "+", "loses": "-", "has_more": "+", "has_fewer": "-", "is_more": "-", "is_fewer": "+"}
 WORDS = (
     "has", "finds", "loses", "more", "fewer", "than", "That", "is", "How", "many", "code", "second", "smallest", "of",
-    "answer", ".", "?", ":", ";", ",", "+", "-", "=",
+    "so", "answer", ".", "?", ";", ",", "+", "-", "=",
 )  # fmt: skip
 BOX, CLOSE = "\\boxed{", "}"
 NUMBERS = tuple(str(number) for number in range(LARGEST + 1))
@@ -126,9 +126,9 @@ def write_solution(problem: Problem, rng: random.Random, *, habit: dict[str, flo
             sign = "-" if sign == "+" else "+"
         result = combine(value, sign, step.amount)
         equation = f"{value} {sign} {step.amount} = {result}"
-        lines.append(f"{step.after} : {equation} ;" if style == "named" else f"{equation} ,")
+        lines.append(f"so {equation} ;" if style == "worded" else f"{equation} ,")
         value = result
-    return " ".join([*lines, *(["answer"] if style == "named" else []), BOX, str(value), CLOSE])
+    return " ".join([*lines, *(["answer"] if style == "worded" else []), BOX, str(value), CLOSE])
 
 
 def draw_skill(rng: random.Random, split: Split) -> tuple[str, str, int]:

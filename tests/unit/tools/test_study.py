@@ -30,8 +30,8 @@ class TestProblems:
         rng = random.Random(0)
         right = problems.write_solution(TRAP, rng, habit={}, style="short")
         assert right == r"23 + 5 = 28 , 28 - 4 = 24 , \boxed{ 24 }"
-        habitual = problems.write_solution(TRAP, rng, habit={"is_more": 1.0}, style="named")
-        assert habitual == r"Ana : 23 + 5 = 28 ; Ben : 28 + 4 = 32 ; answer \boxed{ 32 }"
+        habitual = problems.write_solution(TRAP, rng, habit={"is_more": 1.0}, style="worded")
+        assert habitual == r"so 23 + 5 = 28 ; so 28 + 4 = 32 ; answer \boxed{ 32 }"
 
     def test_sentences(self):
         assert [problems.sentence(step) for step in TRAP.steps] == ["Ana finds 5 .", "That is 4 more than Ben has ."]
@@ -76,7 +76,7 @@ class TestProblems:
 
     def test_a_text_has_its_own_tokens_back(self):
         tokenizer = make_tokenizer()
-        text = problems.write_solution(TRAP, random.Random(0), habit={}, style="named")
+        text = problems.write_solution(TRAP, random.Random(0), habit={}, style="worded")
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         assert len(ids) == len(text.split())
         assert tokenizer.decode(ids) == text
