@@ -195,12 +195,20 @@ def test_back_to_the_initial_weights_equals_a_store_that_never_had_them(prepared
     assert all(torch.equal(expected[name], got[name]) for name in expected)
 
 
-def test_bad_steps_at_the_end_of_the_plan_are_skipped(run, place):
+def test_bad_steps_at_the_end_of_the_plan_are_skipped(run, place, monkeypatch):
     """Two of them, where three in a row would be too many: the last checkpoint has the weights of the second one."""
+    saved, save = [], loop.checkpoint.CheckpointWriter.save
+
+    def note(writer, student, iteration, *arguments):
+        saved.append(iteration)
+        save(writer, student, iteration, *arguments)
+
+    monkeypatch.setattr(loop.checkpoint.CheckpointWriter, "save", note)
     assert loop.train(with_values(run, fault={"max_bad_steps": 3}), place) is True
     folder = Path(run.paths.output)
     found = sorted(path.name for path in (folder / "checkpoints").glob("iter_*"))
     assert found == ["iter_0000001", "iter_0000002", "iter_0000004"]
+    assert saved == [1, 2, 4]
     assert [line.get("skipped") for line in read_metrics(folder)] == [None, None, 1.0, 1.0]
     assert not (folder / QUARANTINE_FILE).exists()
 
