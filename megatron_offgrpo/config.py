@@ -104,6 +104,9 @@ class OptimizerConfig:
     weight_decay: float = 0.01
     clip_grad: float = 1.0
     """Maximum global gradient norm; 0 does not clip."""
+    cpu_offload: bool = False
+    """Keep master weights and moments in the CPU's memory and update there (Megatron's HybridDeviceOptimizer): a GPU
+    holds 12 bytes a parameter less, a step takes longer. Needs bf16 and `checkpoint.format` reshardable."""
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,8 @@ class GroupStepAdamW(torch.optim.Optimizer):
 def install() -> None:
     """Makes Megatron use `GroupStepAdamW` where neither Transformer Engine nor Apex gives it a FusedAdam."""
     import megatron.core.optimizer as optimizer
-    from megatron.core.optimizer import distrib_optimizer
+    from megatron.core.optimizer import distrib_optimizer, optimizer_config
+    from megatron.core.utils import get_te_version
 
     if optimizer.USING_PYTORCH_OPTIMIZER:
         optimizer.Adam = GroupStepAdamW
@@ -74,3 +75,6 @@ def install() -> None:
         distrib_optimizer.Adam = GroupStepAdamW
         distrib_optimizer.HAVE_APEX_OR_TE = True
         distrib_optimizer.USING_APEX_OPTIMIZER = True
+    if get_te_version() is None:
+        # Asked for an offloaded optimizer, it would compare None with a version.
+        optimizer_config.is_te_min_version = lambda version, check_equality=True: False

@@ -85,6 +85,10 @@ def optimizer_state(
         # In `dp_reshardable` Megatron pickles each rank's parameter groups, which are the same on all ranks, and the
         # lengths of its buckets, in whose place `layout_of` stands.
         part |= {key: value.data for key, value in part.items() if isinstance(value, ShardedObject)}
+        for group in part["optimizer"]["param_groups"]:
+            # Megatron's offloaded optimizer names classes here, which no checkpoint may.
+            for key in [key for key, value in group.items() if isinstance(value, type)]:
+                del group[key]
         if part["param_state"] is not None:
             part["param_state"].pop("per_bucket_numel", None)
             part["param_state"].pop("per_bucket_numel_unpadded", None)

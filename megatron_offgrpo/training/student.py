@@ -13,6 +13,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from megatron_offgrpo.config import OptimizerConfig, RunConfig
+from megatron_offgrpo.errors import ConfigError
 from megatron_offgrpo.model.gpt import PackedGPTModel, build_model
 from megatron_offgrpo.model.hf_config import Architecture
 from megatron_offgrpo.training.batch import Batch
@@ -53,7 +54,13 @@ class Student:
 
 
 def build_student(architecture: Architecture, run: RunConfig, *, distributed_optimizer: bool = True) -> Student:
-    """A student with random weights in the run's layout and precision."""
+    """A student with random weights in the run's layout and precision.
+
+    Raises:
+        ConfigError: the model does not divide over the layout, or the optimizer cannot be offloaded.
+    """
+    if run.optimizer.cpu_offload:
+        _check_offload(run)
     models = build_model(architecture, run.layout, run.model)
     ddp_config = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True,
@@ -99,7 +106,31 @@ def _optimizer_config(run: RunConfig, distributed_optimizer: bool) -> MegatronOp
         bf16=bf16,
         params_dtype=torch.bfloat16 if bf16 else torch.float32,
         use_distributed_optimizer=distributed_optimizer,
+        optimizer_cpu_offload=settings.cpu_offload,
+        # A part would be possible, but what stays on the GPU takes a wrong step count from a checkpoint.
+        optimizer_offload_fraction=float(settings.cpu_offload),
+        overlap_cpu_optimizer_d2h_h2d=settings.cpu_offload,
+        # Only in this form are the master weights, too, on the CPU, and right after the weights are loaded.
+        use_precision_aware_optimizer=settings.cpu_offload,
     )
+
+
+def _check_offload(run: RunConfig) -> None:
+    where = "optimizer.cpu_offload"
+    if not torch.cuda.is_available():
+        raise ConfigError("there is no GPU whose memory this would save", where=where, expected="false", got=True)
+    if run.model.precision != "bf16":
+        raise ConfigError(
+            "needs weights in bf16", where=where, expected="model.precision bf16", got=run.model.precision
+        )
+    if run.checkpoint.format != "reshardable":
+        raise ConfigError(
+            "Megatron-Core 0.16.1 does not load an offloaded optimizer from a sharded checkpoint",
+            where=where,
+            expected="checkpoint.format reshardable",
+            got=run.checkpoint.format,
+            remedy="--set checkpoint.format=reshardable",
+        )
 
 
 def learning_rate(step: int, num_steps: int, settings: OptimizerConfig) -> float:
