@@ -1,5 +1,6 @@
 """When a batch script queues its job again, and when it does not, with a stand-in for the program."""
 
+import shutil
 import time
 
 import pytest
@@ -57,7 +58,26 @@ def jobs(cluster, submitted, tmp_path_factory) -> Jobs:
     jobs.submit("slices", elsewhere, OFFGRPO_ATTEMPTS="2")
     jobs.submit("bad_node", "--nodes=2")
     jobs.submit("wait", f"--nodelist={third}", "--cpus-per-task=7")
+    jobs.submit("contained", elsewhere, **container(jobs.folder, cluster))
     return jobs
+
+
+def container(folder, cluster: Cluster) -> dict[str, str]:
+    """A job's environment with a container image; its python is the stand-in."""
+    programs = folder / "programs"
+    programs.mkdir()
+    for name, stand_in in (("srun", "srun_with_pyxis.sh"), ("python", "stand_in.sh")):
+        (programs / name).symlink_to(REPOSITORY / "tests" / "system" / "slurm" / stand_in)
+    search = cluster.environment["PATH"]
+    return {
+        "PATH": f"{programs}:{search}",
+        "REAL_SRUN": str(shutil.which("srun", path=search)),
+        "CONTAINER_NOTES": str(folder / "container"),
+        "OFFGRPO_CONTAINER_IMAGE": "registry/image:1",
+        "OFFGRPO_CONTAINER_MOUNTS": "/data:/data",
+        # In a container the environment of the checkout does not count.
+        "OFFGRPO_VENV": "/none",
+    }
 
 
 def test_preemption_saves_and_goes_on(jobs, cluster):
@@ -77,6 +97,16 @@ def test_a_crash_is_tried_three_times(jobs):
     assert jobs.end("crash") == ("FAILED", "3:0", "2"), jobs.output("crash")
     assert len(jobs.attempts("crash")) == 3
     assert "given up: 3 attempts in a row without progress" in jobs.output("crash")
+
+
+def test_the_container_gets_its_options(jobs):
+    assert jobs.end("contained") == ("COMPLETED", "0:0", "0"), jobs.output("contained")
+    here = jobs.folder
+    assert (here / "container").read_text().splitlines() == [
+        "--container-image=registry/image:1",
+        f"--container-workdir={here}",
+        f"--container-mounts={here}:{here},{jobs.log_folder('contained')}:{jobs.log_folder('contained')},/data:/data",
+    ]
 
 
 def test_a_refusal_is_not_tried_again(jobs):
