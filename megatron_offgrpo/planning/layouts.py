@@ -70,7 +70,12 @@ def propose(shape: ModelShape, run: RunConfig, hardware: Hardware, *, packs_per_
         for recompute, again in RECOMPUTE_COST.items():
             model = replace(run.model, recompute=recompute)
             memory = memory_per_rank(
-                shape, layout, model, num_gpus=hardware.num_gpus, max_pack_tokens=run.plan.max_pack_tokens
+                shape,
+                layout,
+                model,
+                num_gpus=hardware.num_gpus,
+                max_pack_tokens=run.plan.max_pack_tokens,
+                offload=run.optimizer.cpu_offload,
             )
             if memory.total > hardware.usable_bytes:
                 continue

@@ -4,7 +4,7 @@ Activations are those of this project's layers, tensor by tensor, and agree with
 measures. Attention has no T^2 term: its kernels keep queries, keys, values, output and one number per head and token.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from megatron_offgrpo.config import LayoutConfig, ModelConfig
 from megatron_offgrpo.planning.shape import ModelShape
@@ -56,6 +56,7 @@ def memory_per_rank(
     num_gpus: int,
     max_pack_tokens: int,
     keys_per_token: float = 1.0,
+    offload: bool = False,
     kernels: Kernels = GPU,
 ) -> Memory:
     """Bytes on the fullest rank with the distributed optimizer.
@@ -65,6 +66,7 @@ def memory_per_rank(
 
     Args:
         keys_per_token: keys that a pack's responses see, over its tokens; above 1 where prompts are shared.
+        offload: the optimizer is in the CPU's memory.
 
     Raises:
         ConfigError: the number of GPUs does not fit the layout.
@@ -73,6 +75,8 @@ def memory_per_rank(
     stages = {0, layout.pp - 1}
     layer = layer_bytes_per_token(shape, layout, model, kernels, keys_per_token=keys_per_token)
     of_stages = [_of_stage(shape, layout, model, num_gpus, max_pack_tokens, kernels, stage, layer) for stage in stages]
+    if offload:
+        of_stages = [replace(memory, optimizer=0.0) for memory in of_stages]
     return max(of_stages, key=lambda memory: memory.total)
 
 

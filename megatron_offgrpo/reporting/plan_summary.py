@@ -140,6 +140,7 @@ def _memory(run: RunConfig, machine: Machine, shape: ModelShape, plan: Plan | No
         num_gpus=machine.num_gpus,
         max_pack_tokens=longest,
         keys_per_token=1.0 if plan is None else plan.keys_per_token(),
+        offload=run.optimizer.cpu_offload,
     )
     found: Facts = {**asdict(memory), "total": memory.total, "pack_tokens": longest}
     hardware = machine.hardware

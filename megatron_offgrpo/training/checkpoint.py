@@ -41,6 +41,7 @@ from megatron_offgrpo.training.checkpoint_state import (
     saved_state,
 )
 from megatron_offgrpo.training.student import Student
+from megatron_offgrpo.training.writer_process import start_writer_process
 
 START_OVER = "offgrpo train with --force starts over"
 
@@ -106,6 +107,7 @@ class CheckpointWriter:
         self.folder, self.place, self.keep, self.asynchronous = folder, place, keep, asynchronous
         self.saved: int | None = None
         """Iteration of the newest complete checkpoint that this writer has written."""
+        start_writer_process()
         self._queue = AsyncCallsQueue()
         self._pending: tuple[int, Path, Manifest] | None = None
         self._on_writer(lambda: remove_unfinished(folder))

@@ -1,9 +1,12 @@
 """What the processes of the checkpoint-format tests do: runs of the toy recipe that stop, go on and reshard."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
+
+import torch.distributed as dist
 
 from megatron_offgrpo.config import LayoutConfig, RunConfig, with_values
 from megatron_offgrpo.parallel import runtime
@@ -14,10 +17,10 @@ from tests.distributed.toy import in_folder, toy_run
 
 
 def run_of(folder: str | Path, output: str | Path, layout: dict | None = None, **sections: dict[str, Any]) -> RunConfig:
-    """Four steps, a sharded save after each; without KL, so that no reference is needed."""
+    """Four steps, saved after the second and the last; without KL, so that no reference is needed."""
     run = in_folder(toy_run(LayoutConfig(**(layout or {})), epochs=2), Path(folder))
     run = replace(run, paths=replace(run.paths, output=str(output)))
-    return with_values(run, objective={"beta": 0.0}, checkpoint={"every_steps": 1, "keep": 0}, **sections)
+    return with_values(run, objective={"beta": 0.0}, checkpoint={"every_steps": 2, "keep": 0}, **sections)
 
 
 def train(run: RunConfig, place: runtime.Placement, stop_after: int | None = None) -> bool:
@@ -28,7 +31,7 @@ def train(run: RunConfig, place: runtime.Placement, stop_after: int | None = Non
 
 
 def do_all(actions: list[dict]) -> None:
-    """Each action: where, in which layout, and either `reshard` or a training that may stop."""
+    """Each action: where, in which layout, and either `reshard` or a training that may stop; then perhaps a copy."""
     for action in actions:
         run = run_of(action["folder"], action["output"], action["layout"])
         place = runtime.start(run.layout, seed=0)
@@ -36,4 +39,7 @@ def do_all(actions: list[dict]) -> None:
             reshard(run, place)
         else:
             train(run, place, action.get("stop_after"))
+        if "copy" in action and place.is_writer:
+            shutil.copytree(action["output"], action["copy"])
+        dist.barrier()
     runtime.stop()

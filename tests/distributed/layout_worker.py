@@ -9,7 +9,7 @@ import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.mapping import ShardedBase
 
-from megatron_offgrpo.config import LayoutConfig, RunConfig
+from megatron_offgrpo.config import LayoutConfig, RunConfig, with_values
 from megatron_offgrpo.data.store import TrajectoryStore
 from megatron_offgrpo.objective.compose import results, to_metrics
 from megatron_offgrpo.objective.trajectory_surrogates import dpo, sequence_probability
@@ -50,8 +50,9 @@ OBJECTIVES: dict[str, dict] = {
 
 
 def run_of(case: dict) -> RunConfig:
-    """The toy run of a case (layout, plan, objective)."""
+    """The toy run of a case (layout, plan, objective, model)."""
     run = toy_run(LayoutConfig(**case.get("layout", {})), **case.get("plan", {}))
+    run = with_values(run, model=case.get("model", {}))
     return replace(run, objective=replace(run.objective, **OBJECTIVES[case.get("objective", "released")]))
 
 

@@ -34,6 +34,7 @@ TWO_PROCESSES = (
     + [("qwen3_moe", "ep2", {"ep": 2}, {}), ("qwen3_moe", "pp2", _PP2, {})]
     + [("qwen2", "pp2_small_packs", _PP2, {"max_pack_tokens": 48}), ("qwen2", "vpp2", {"pp": 2, "vpp": 2}, {})]
     + [("qwen2", "cp2", {"cp": 2}, {}), ("qwen3_moe", "cp2", {"cp": 2}, {})]
+    + [("qwen3_moe", "sp2_ep2", {**_SP2, "ep": 2}, {})]
     + [
         ("qwen2", f"{name}_separate", layout, _SEPARATE)
         for name, layout in (("sp2", _SP2), ("pp2", _PP2), ("cp2", _CP2))
@@ -54,6 +55,12 @@ UNITS = [
     ("qwen2", "dpo_cp2", {"cp": 2}, _WHOLE, "dpo"),
     ("qwen2", "dpo_dp2", _DP2, _WHOLE, "dpo"),
 ]
+RECOMPUTED = [
+    ("qwen2", "sp2_full", _SP2, {}, "released", {"recompute": "full"}),
+    ("qwen2", "cp2_selective", _CP2, {}, "released", {"recompute": "selective"}),
+    ("qwen3_moe", "ep2_full", {"ep": 2}, {}, "released", {"recompute": "full"}),
+]
+ON_TWO = [*TWO_PROCESSES, *UNITS, *RECOMPUTED]
 ONE_PROCESS = [
     # 1, 2 and 4 or more micro-batches from the same trajectories.
     ("qwen2", "one_pack", {}, {"max_pack_tokens": 1024}),
@@ -112,9 +119,10 @@ def _cases(parameters: list) -> list[dict]:
             "kind": kind,
             "layout": layout,
             "plan": plan,
-            "objective": "".join(objective) or "released",
+            "objective": more[0] if more else "released",
+            "model": more[1] if more[1:] else {},
         }
-        for kind, name, layout, plan, *objective in parameters
+        for kind, name, layout, plan, *more in parameters
     ]
 
 
@@ -123,22 +131,20 @@ def written(folder) -> Path:
     output = folder / "gradients"
     common = {"store": str(folder / "store"), "weights": str(folder / "weights"), "output": str(output)}
     run_ranks("tests.distributed.layout_worker:write_gradients", 1, cases=_cases(ONE_PROCESS), **common)
-    run_ranks("tests.distributed.layout_worker:write_gradients", 2, cases=_cases(TWO_PROCESSES + UNITS), **common)
+    run_ranks("tests.distributed.layout_worker:write_gradients", 2, cases=_cases(ON_TWO), **common)
     run_ranks("tests.distributed.layout_worker:write_gradients", 4, cases=_cases(FOUR_PROCESSES), **common)
     return output
 
 
 def test_the_cases_share_prompts_unless_they_say_otherwise(folder):
     store = TrajectoryStore.open(folder / "store")
-    for case in _cases(ONE_PROCESS + TWO_PROCESSES + UNITS + FOUR_PROCESSES):
+    for case in _cases(ONE_PROCESS + ON_TWO + FOUR_PROCESSES):
         run = run_of(case)
         shared = build_plan(store, run.plan, run.objective).manifest.counts["shared_prompt_tokens"]
         assert (shared == 0) == (case["plan"].get("share_prompts") == "never"), case["name"]
 
 
-@pytest.mark.parametrize(
-    "case", _cases(ONE_PROCESS + TWO_PROCESSES + UNITS + FOUR_PROCESSES), ids=lambda case: case["name"]
-)
+@pytest.mark.parametrize("case", _cases(ONE_PROCESS + ON_TWO + FOUR_PROCESSES), ids=lambda case: case["name"])
 def test_loss_and_gradients_equal_one_process(case, written, expected):
     student, gradients, metrics = expected[case["kind"], case["objective"]]
     got = json.loads((written / case["name"] / "metrics.json").read_text())

@@ -61,7 +61,8 @@ def test_fifty_kills(folder, tmp_path, record_property):
 @pytest.mark.parametrize("layout", ["layout.tp=2", "layout.pp=2"])
 def test_another_layout_goes_on_with_the_same_batches(layout, folder, tmp_path):
     output = tmp_path / "train"
-    arguments = ["train", RECIPE, *settings(folder, f"paths.output={output}", *MORE)]
+    more = (*MORE, "checkpoint.format=reshardable")
+    arguments = ["train", RECIPE, *settings(folder, f"paths.output={output}", *more)]
     process = subprocess.Popen(command(*arguments), env=environment(), cwd=tmp_path, stderr=subprocess.DEVNULL)
     while not (output / "metrics.jsonl").exists() or len(losses(output)) < EPOCHS:
         assert process.poll() is None

@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import signal
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -12,6 +11,7 @@ from typing import Any
 
 from megatron_offgrpo.errors import OffgrpoError
 from megatron_offgrpo.objective.compose import needs_reference
+from megatron_offgrpo.parallel.local import end_with_parent
 from megatron_offgrpo.progress import say
 from recipes.study import ARMS, Arm
 from tools.study.runs import Job, do, finished
@@ -70,15 +70,7 @@ def _start_worker() -> None:
 
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A killed study leaves no worker behind that goes on with its queue."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+    end_with_parent()
 
 
 def _close() -> None:

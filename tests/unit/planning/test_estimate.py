@@ -90,6 +90,8 @@ def test_memory_of_one_rank_by_hand():
     assert got.logits == 2 * 2**20 + (16 + 24 + 16 + 16) * 8 + 4 * 512
     kept = got.weights + got.gradients + got.optimizer + got.activations
     assert got.total == kept + max(got.working, got.logits)
+    offloaded = memory_per_rank(TINY, LayoutConfig(), FP32, num_gpus=1, max_pack_tokens=8, offload=True)
+    assert (offloaded.optimizer, got.total - offloaded.total) == (0, got.optimizer)
 
 
 def test_memory_of_a_layout_by_hand():

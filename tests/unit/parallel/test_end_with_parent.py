@@ -1,0 +1,53 @@
+"""A process that is killed leaves none of its own behind: workers of a study, Megatron's process for its writers."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+WORKER = """
+import multiprocessing, os, time
+from concurrent.futures import ProcessPoolExecutor
+from megatron_offgrpo.parallel.local import end_with_parent
+
+if __name__ == "__main__":
+    pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=end_with_parent)
+    print(pool.submit(os.getpid).result(), flush=True)
+    pool.submit(time.sleep, 600).result()
+"""
+WRITER = """
+import time
+from megatron_offgrpo.parallel import portable
+from megatron_offgrpo.training.writer_process import filesystem_async, start_writer_process
+
+if __name__ == "__main__":
+    start_writer_process()
+    print(filesystem_async._get_write_results_queue()._manager._process.pid, flush=True)
+    time.sleep(600)
+"""
+
+
+def is_alive(process: int) -> bool:
+    stat = Path(f"/proc/{process}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+@pytest.mark.parametrize("program", [WORKER, WRITER], ids=["worker", "writer"])
+def test_a_killed_process_leaves_none_behind(tmp_path, program):
+    script = tmp_path / "program.py"
+    script.write_text(program)
+    root = Path(__file__).resolve().parents[3]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    with subprocess.Popen([sys.executable, script], env=environment, stdout=subprocess.PIPE, text=True) as parent:
+        worker = int(parent.stdout.readline())
+        assert is_alive(worker)
+        parent.send_signal(signal.SIGKILL)
+        parent.wait()
+        deadline = time.monotonic() + 30
+        while is_alive(worker):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
