@@ -41,7 +41,7 @@ study-ablations: $(STAMP)
 	cd $(ROOT) && $(BIN)/python -m tools.study ablations $(ARGS)
 
 test: $(STAMP) install-slurm install-launch
-	cd $(ROOT) && $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(ARGS)
+	cd $(ROOT) && $(BIN)/python -m pytest $(ARGS)
 
 # What is too long for every change: five chains in a row on Slurm, and the like.
 soak: $(STAMP) install-slurm install-launch
