@@ -39,6 +39,8 @@ def do_all(actions: list[dict]) -> None:
             reshard(run, place)
         else:
             train(run, place, action.get("stop_after"))
+        # Every rank has taken its own files away.
+        dist.barrier()
         if "copy" in action and place.is_writer:
             shutil.copytree(action["output"], action["copy"])
         dist.barrier()
