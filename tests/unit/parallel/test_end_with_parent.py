@@ -21,12 +21,17 @@ if __name__ == "__main__":
 """
 WRITER = """
 import time
+from multiprocessing import resource_tracker
 from megatron_offgrpo.parallel import portable
 from megatron_offgrpo.training.writer_process import filesystem_async, start_writer_process
 
 if __name__ == "__main__":
     start_writer_process()
-    print(filesystem_async._get_write_results_queue()._manager._process.pid, flush=True)
+    results = filesystem_async._get_write_results_queue()
+    print(results._manager._process.pid, resource_tracker._resource_tracker._pid, flush=True)
+    input()
+    results.put("written")
+    print(results.get(), flush=True)
     time.sleep(600)
 """
 
@@ -43,7 +48,7 @@ def test_a_killed_process_leaves_none_behind(tmp_path, program):
     root = Path(__file__).resolve().parents[3]
     environment = {**os.environ, "PYTHONPATH": str(root)}
     with subprocess.Popen([sys.executable, script], env=environment, stdout=subprocess.PIPE, text=True) as parent:
-        worker = int(parent.stdout.readline())
+        worker = int(parent.stdout.readline().split()[0])
         assert is_alive(worker)
         parent.send_signal(signal.SIGKILL)
         parent.wait()
@@ -51,3 +56,22 @@ def test_a_killed_process_leaves_none_behind(tmp_path, program):
         while is_alive(worker):
             assert time.monotonic() < deadline
             time.sleep(0.05)
+
+
+@pytest.mark.parametrize("asked_to_save", [signal.SIGUSR1, signal.SIGTERM])
+def test_the_writers_process_outlives_the_signal_that_asks_its_rank_to_save(tmp_path, asked_to_save):
+    """Slurm sends it to every process of the step."""
+    script = tmp_path / "program.py"
+    script.write_text(WRITER)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[3])}
+    with subprocess.Popen(
+        [sys.executable, script], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as parent:
+        helpers = [int(number) for number in parent.stdout.readline().split()]
+        for helper in helpers:
+            os.kill(helper, asked_to_save)
+        time.sleep(0.5)
+        assert all(is_alive(helper) for helper in helpers)
+        print(file=parent.stdin, flush=True)
+        assert parent.stdout.readline() == "written\n"
+        parent.kill()
