@@ -168,7 +168,8 @@ class ModelConfig:
     """bf16 computes in bf16 and keeps fp32 master weights."""
     recompute: Literal["none", "selective", "full"] = "none"
     head_chunk_mebibytes: int = 64
-    """Size of one fp32 [tokens, V_local] chunk in the log-prob head."""
+    """Size of one fp32 [tokens, V_local] chunk in the log-prob head. Logits of a pack that fit into it are kept for the
+    backward pass; otherwise they are computed again."""
     router: Literal["trained", "frozen", "balanced"] = "trained"
     """Of a mixture of experts: `trained` by the objective alone, `frozen` as it is, or `balanced`: trained, and
     Megatron's load-balancing loss is added."""

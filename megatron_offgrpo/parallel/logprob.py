@@ -1,7 +1,8 @@
-"""Vocabulary-parallel log-probs and entropy in blocks of logits: never a full fp32 [R, V] tensor."""
+"""Vocabulary-parallel log-probs and entropy in blocks of logits: a full fp32 [R, V] tensor only where it is small."""
 
 import math
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch.autograd.function import once_differentiable
 class _Tables:
     """Two fp32 [B, B] tables that every block of logits uses again, and one in the rows' dtype where that is another.
 
-    Rows and columns are cut, for then each block adds to B rows of either gradient only.
+    Rows and columns are cut, for then each block adds to B rows of either gradient only. A table is made at its first use.
     """
 
     def __init__(self, hidden_RH: Tensor, num_columns: int, num_logits: int) -> None:
@@ -21,30 +22,44 @@ class _Tables:
         # Matrix kernels like sizes that are multiples of their tiles.
         self.side = side - side % 64 if side > 64 else max(side, 1)
         self.dtype = torch.promote_types(hidden_RH.dtype, torch.float32)
-        size = min(self.side, hidden_RH.shape[0]) * min(self.side, num_columns)
-        self._first, self._second = (hidden_RH.new_empty(size, dtype=self.dtype) for _ in range(2))
-        self._narrow = self._first if hidden_RH.dtype == self.dtype else hidden_RH.new_empty(size)
+        self._empty = hidden_RH.new_empty(0)
+        self._size = min(self.side, hidden_RH.shape[0]) * min(self.side, num_columns)
+
+    @cached_property
+    def _first(self) -> Tensor:
+        return self._empty.new_empty(self._size, dtype=self.dtype)
+
+    @cached_property
+    def _second(self) -> Tensor:
+        return self._empty.new_empty(self._size, dtype=self.dtype)
+
+    @cached_property
+    def _narrow(self) -> Tensor:
+        return self._first if self._empty.dtype == self.dtype else self._empty.new_empty(self._size)
 
     def blocks(self, size: int) -> Iterator[slice]:
         """[0, size) in steps of B."""
         return (slice(start, min(start + self.side, size)) for start in range(0, size, self.side))
 
-    def logits(self, hidden_BH: Tensor, weight_BH: Tensor) -> Tensor:
-        """h W^T, in the first table."""
+    def logits(self, hidden_BH: Tensor, weight_BH: Tensor, *, keep: bool = False) -> Tensor:
+        """h W^T, in the first table; in one of its own if it is to be kept."""
+        if keep:
+            return torch.mm(hidden_BH, weight_BH.t()).to(self.dtype)
         shape = (hidden_BH.shape[0], weight_BH.shape[0])
-        return _copied(torch.mm(hidden_BH, weight_BH.t(), out=_view(self._narrow, shape)), self._first)
+        narrow_BB = torch.mm(hidden_BH, weight_BH.t(), out=_view(self._narrow, shape))
+        return narrow_BB if self._narrow is self._first else _view(self._first, shape).copy_(narrow_BB)
 
     def exp(self, values_BB: Tensor) -> Tensor:
         """In the second table."""
         return torch.exp(values_BB, out=_view(self._second, values_BB.shape))
 
     def narrow(self, values_BB: Tensor) -> Tensor:
-        """Values of the first table in the rows' dtype."""
-        return _copied(values_BB, self._narrow)
+        """fp32 values in the rows' dtype."""
+        return values_BB if self._empty.dtype == self.dtype else _view(self._narrow, values_BB.shape).copy_(values_BB)
 
 
 class _VocabParallelLogProb(torch.autograd.Function):
-    """Keeps hidden, weight, log Z and H; the backward pass computes each block's logits again."""
+    """Keeps hidden, weight, log Z and H; the backward pass computes each block's logits again, or takes those kept."""
 
     @staticmethod
     def forward(
@@ -55,9 +70,11 @@ class _VocabParallelLogProb(torch.autograd.Function):
         first_column: int,
         num_columns: int,
         num_logits: int,
+        keep: bool,
         group: dist.ProcessGroup | None,
     ) -> tuple[Tensor, Tensor]:
         tables = _Tables(hidden_RH, num_columns, num_logits)
+        ctx.kept = {}
         num_rows = hidden_RH.shape[0]
         # The lowest number that a difference with a logit does not overflow.
         maximum_R = torch.full(
@@ -67,7 +84,7 @@ class _VocabParallelLogProb(torch.autograd.Function):
         sums_3R = maximum_R.new_zeros(3, num_rows)
         for rows in tables.blocks(num_rows):
             for columns in tables.blocks(num_columns):
-                logits_BB = tables.logits(hidden_RH[rows], weight_VH[columns])
+                logits_BB = tables.logits(hidden_RH[rows], weight_VH[columns], keep=keep)
                 column_B, mine_B = _local_column(target_R[rows], first_column, columns)
                 sums_3R[0, rows] += logits_BB.gather(1, column_B[:, None])[:, 0] * mine_B
                 highest_B = torch.maximum(maximum_R[rows], logits_BB.amax(-1))
@@ -75,6 +92,8 @@ class _VocabParallelLogProb(torch.autograd.Function):
                 exp_BB = tables.exp(logits_BB.sub_(highest_B[:, None]))
                 sums_3R[1, rows] += exp_BB.sum(-1)
                 sums_3R[2, rows] += exp_BB.mul_(logits_BB).sum(-1)
+                if keep:
+                    ctx.kept[rows.start, columns.start] = logits_BB, highest_B
         highest_R = maximum_R.clone()
         _all_reduce(highest_R, dist.ReduceOp.MAX, group)
         _refer_to(highest_R, maximum_R, sums_3R)
@@ -94,11 +113,18 @@ class _VocabParallelLogProb(torch.autograd.Function):
         grad_hidden_RH = torch.zeros_like(hidden_RH, dtype=tables.dtype)
         grad_weight_VH = torch.empty_like(weight_VH)
         grad_weight_VH[ctx.num_columns :] = 0
+        # Used up: a second backward pass computes the logits again.
+        kept, ctx.kept = ctx.kept, {}
         for columns in tables.blocks(ctx.num_columns):
             grad_weight_BH = torch.zeros_like(weight_VH[columns], dtype=tables.dtype)
             for rows in tables.blocks(hidden_RH.shape[0]):
                 # d logp / d logit_j = [j = target] - p_j ;  d H / d logit_j = -p_j (log p_j + H)
-                log_p_BB = tables.logits(hidden_RH[rows], weight_VH[columns]).sub_(log_z_R[rows, None])
+                place = (rows.start, columns.start)
+                if place in kept:
+                    logits_BB, highest_B = kept.pop(place)
+                    log_p_BB = logits_BB.add_((highest_B - log_z_R[rows])[:, None])
+                else:
+                    log_p_BB = tables.logits(hidden_RH[rows], weight_VH[columns]).sub_(log_z_R[rows, None])
                 p_BB = tables.exp(log_p_BB)
                 grad_BB = log_p_BB.add_(entropy_R[rows, None]).mul_(grad_entropy_R[rows, None])
                 grad_BB.add_(grad_logp_R[rows, None]).mul_(p_BB).neg_()
@@ -108,7 +134,7 @@ class _VocabParallelLogProb(torch.autograd.Function):
                 _add_product(grad_hidden_RH[rows], grad_BB, weight_VH[columns])
                 _add_product(grad_weight_BH, grad_BB.t(), hidden_RH[rows])
             grad_weight_VH[columns] = grad_weight_BH
-        return grad_hidden_RH.to(hidden_RH.dtype), grad_weight_VH, None, None, None, None, None
+        return grad_hidden_RH.to(hidden_RH.dtype), grad_weight_VH, None, None, None, None, None, None
 
 
 def vocab_parallel_logprob(
@@ -135,15 +161,17 @@ def vocab_parallel_logprob(
         target_R: [R] int64 global token ids.
         first_column: global id of the shard's first row.
         vocab_size: V, real size of the vocabulary.
-        chunk_rows: logits in memory at once, as a number of whole rows of the shard; they are held as a square block.
+        chunk_rows: logits in memory at once, as a number of whole rows of the shard; they are held as a square block. Where
+            R is not larger, the logits are kept for the backward pass, which needs 4 instead of 6 FLOPs a parameter then.
         group: tensor-parallel group; None where the vocabulary is not split.
 
     Returns:
         logp [R] and entropy [R] in nats; fp32 (float64 for float64 input).
     """
     num_columns = min(max(vocab_size - first_column, 0), weight_VH.shape[0])
+    keep = torch.is_grad_enabled() and hidden_RH.shape[0] <= chunk_rows
     return _VocabParallelLogProb.apply(
-        hidden_RH, weight_VH, target_R, first_column, num_columns, chunk_rows * num_columns, group
+        hidden_RH, weight_VH, target_R, first_column, num_columns, chunk_rows * num_columns, keep, group
     )
 
 
@@ -154,10 +182,6 @@ def chunk_rows_for(mebibytes: int, local_vocab_size: int) -> int:
 
 def _view(table: Tensor, shape: tuple[int, ...]) -> Tensor:
     return table[: math.prod(shape)].view(shape)
-
-
-def _copied(values_BB: Tensor, table: Tensor) -> Tensor:
-    return values_BB if values_BB.dtype == table.dtype else _view(table, values_BB.shape).copy_(values_BB)
 
 
 def _refer_to(highest_B: Tensor, maximum_B: Tensor, sums_3B: Tensor) -> None:

@@ -7,7 +7,9 @@ from megatron_offgrpo.planning.shape import ModelShape
 from megatron_offgrpo.types import FloatArray
 
 HEAD = 8.0
-"""FLOPs of the head per parameter and response token: logits forward, again in the backward pass, two gradients."""
+"""FLOPs of the head per parameter and response token: logits forward, again in the backward pass, two gradients.
+
+An upper bound: 6 in packs whose logits fit into `model.head_chunk_mebibytes`."""
 
 
 def pack_flops(

@@ -19,8 +19,7 @@ Summary = dict[str, Any]
 
 def study_page(summary: Summary, title: str) -> str:
     """One self-contained HTML page."""
-    arms = summary["arms"]
-    teacher = summary["teacher"]
+    arms, teacher, drawn = summary["arms"], summary["teacher"], plots(summary)
     return page.page(
         title,
         [
@@ -39,22 +38,33 @@ def study_page(summary: Summary, title: str) -> str:
             page.section("Claims", claims_table(summary["claims"])),
             page.section(
                 "Accuracy at temperature 0.6",
-                page.figure(_accuracies(arms), "accuracy of every arm with its interval", wide=True),
+                page.figure(drawn["accuracy"], "accuracy of every arm with its interval", wide=True),
             ),
             page.section(
                 "Accuracy and what is forgotten",
-                page.figure(retention_plot(arms), "accuracy over retention, one point an arm", wide=True),
+                page.figure(drawn["retention"], "accuracy over retention, one point an arm", wide=True),
             ),
             page.section(
                 "Tokens and seconds to an accuracy",
-                page.figure(curve_plot(arms, 0, "tokens"), "accuracy over tokens", wide=True),
-                page.figure(curve_plot(arms, 1, "seconds"), "accuracy over seconds", wide=True),
+                page.figure(drawn["tokens"], "accuracy over tokens", wide=True),
+                page.figure(drawn["seconds"], "accuracy over seconds", wide=True),
                 time_table(arms),
             ),
             page.section("All figures", arms_table(arms)),
             page.section("Learning rates tried", sweep_table(arms)),
         ],
     )
+
+
+def plots(summary: Summary) -> dict[str, str]:
+    """Every plot as an SVG element; empty where there is nothing to draw."""
+    arms = summary["arms"]
+    return {
+        "accuracy": _accuracies(arms),
+        "retention": retention_plot(arms),
+        "tokens": curve_plot(arms, 0, "tokens"),
+        "seconds": curve_plot(arms, 1, "seconds"),
+    }
 
 
 def claims_table(claims: Sequence[Summary]) -> str:

@@ -64,10 +64,14 @@ def train(run: RunConfig, place: Placement, *, force: bool = False) -> bool:
     ):
         left = leave_out(inputs, quarantine.trajectories, run)
         while True:
+            training = _Training(run, place, left, quarantine, stop, watchdog, tracking)
             try:
-                return _Training(run, place, left, quarantine, stop, watchdog, tracking).run_to_the_end()
+                return training.run_to_the_end()
             except Rollback as rollback:
                 quarantine = rollback.quarantine
+            finally:
+                training.student.close()
+                del training
             # From here on as in a new process; a kill leaves either the file of before or the new one.
             watchdog.alive("rolling back")
             left = leave_out(inputs, quarantine.trajectories, run)

@@ -1,5 +1,6 @@
 """The reference pass: one forward over every trajectory of the store, before training and in any layout."""
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,9 @@ def compute_reference(run: RunConfig, place: Placement, *, force: bool = False) 
         if place.is_writer:
             say(f"reference: {run.paths.reference} is up to date")
         return
-    student = build_student(read_architecture(run.paths.hf_model), run)
-    load_weights(student, checkpoint)
-    logprobs = reference_logprobs(student, store, run, place)
+    with closing(build_student(read_architecture(run.paths.hf_model), run)) as student:
+        load_weights(student, checkpoint)
+        logprobs = reference_logprobs(student, store, run, place)
     if place.is_writer:
         assert logprobs is not None
         write_reference(run.paths.reference, logprobs, inputs, to_dict(run))

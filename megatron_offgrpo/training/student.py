@@ -44,6 +44,13 @@ class Student:
             for router in model.routers:
                 router.tokens_of_step = num_tokens
 
+    def close(self) -> None:
+        """Lets go of the model: Megatron's gradient hooks refer to it in circles that Python's collector cannot see."""
+        for chunk in self.wrapped:
+            chunk.grad_accs.clear()
+        config = self.models[0].config
+        config.grad_scale_func = config.no_sync_func = config.finalize_model_grads_func = None
+
     def gradients_are_finite(self) -> bool:
         """True where no gradient of this process is NaN or inf."""
         for chunk in self.wrapped:

@@ -4,8 +4,8 @@
 
 `small`: 2 seeds and 4 arms; the exit status is 1 where the all-positive bias does not beat no bias. `core`: all arms, 5
 seeds. `ablations`: around the released objective, at the rate that the core study's sweep found. Runs that are finished
-are taken as they are. ROOT/study.json (study_small.json, ablations.json), the same as tables in .md and a page in .html
-are written at the end.
+are taken as they are. ROOT/study.json (study_small.json, ablations.json), the same as tables in .md, plots in .svg and a
+page in .html are written at the end.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from megatron_offgrpo.artifacts import write_json_atomically
 from megatron_offgrpo.config_values import resolve_callable
 from megatron_offgrpo.errors import ConfigError, OffgrpoError
 from megatron_offgrpo.progress import say
-from megatron_offgrpo.reporting.study_report import claim_row, markdown, study_page
+from megatron_offgrpo.reporting.study_report import claim_row, markdown, plots, study_page
 from recipes.study import ABLATIONS, ARMS, SMALL, Arm
 from tools.study.analysis import summarise
 from tools.study.runner import run_study
@@ -77,6 +77,8 @@ def study(settings: StudySettings, arms: Sequence[Arm], *, which: str, workers: 
     name = {"small": "study_small", "core": "study", "ablations": "ablations"}[which]
     write_json_atomically(settings.root / f"{name}.json", summary)
     (settings.root / f"{name}.md").write_text(markdown(summary), encoding="utf-8")
+    for plot, drawn in plots(summary).items():
+        (settings.root / f"{name}_{plot}.svg").write_text(drawn, encoding="utf-8")
     page = settings.root / f"{name}.html"
     page.write_text(study_page(summary, f"Study: {which}"), encoding="utf-8")
     for claim in summary["claims"]:

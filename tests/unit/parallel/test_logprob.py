@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from megatron_offgrpo.parallel.logprob import chunk_rows_for, vocab_parallel_logprob
 
@@ -35,19 +36,43 @@ def test_values_and_gradients_equal_plain_autograd(chunk_rows):
     for a, b in zip(got, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
     coefficients = torch.randn(2, 7, dtype=torch.float64)
-    gradients = torch.autograd.grad((torch.stack(got) * coefficients).sum(), (hidden, weight))
     wanted = torch.autograd.grad((torch.stack(expected) * coefficients).sum(), (hidden, weight))
-    for a, b in zip(gradients, wanted, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
-    # The two padded columns beyond the real vocabulary.
-    assert (gradients[1][9:] == 0).all()
+    # Logits that were kept are used up by the first backward pass.
+    for again in (True, False):
+        total = (torch.stack(got) * coefficients).sum()
+        gradients = torch.autograd.grad(total, (hidden, weight), retain_graph=again)
+        for a, b in zip(gradients, wanted, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+        # The two padded columns beyond the real vocabulary.
+        assert (gradients[1][9:] == 0).all()
 
 
-def test_gradcheck():
+@pytest.mark.parametrize(("chunk_rows", "products"), [(7, 3), (6, 4)])
+def test_logits_of_few_rows_are_computed_once(chunk_rows, products):
+    # h W^T and two gradients; where the logits do not fit, h W^T again.
+    hidden, weight, target = tensors()
+    multiplications = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            nonlocal multiplications
+            if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm_):
+                left, right = args[-2:]
+                multiplications += left.shape[0] * left.shape[1] * right.shape[1]
+            return func(*args, **(kwargs or {}))
+
+    with Watch():
+        logp, entropy = vocab_parallel_logprob(hidden, weight, target, vocab_size=11, chunk_rows=chunk_rows)
+        (logp.sum() + entropy.sum()).backward()
+    assert multiplications == products * 7 * 5 * 11
+
+
+@pytest.mark.parametrize("chunk_rows", [3, 4])
+def test_gradcheck(chunk_rows):
     hidden, weight, target = tensors(4, 3, 6)
 
     def both(h, w):
-        return torch.stack(vocab_parallel_logprob(h, w, target, vocab_size=5, chunk_rows=3))
+        return torch.stack(vocab_parallel_logprob(h, w, target, vocab_size=5, chunk_rows=chunk_rows))
 
     assert torch.autograd.gradcheck(both, (hidden, weight))
 
@@ -85,9 +110,9 @@ def test_largest_temporary_is_a_chunk_not_the_whole_table():
     hidden = torch.randn(rows, 8, requires_grad=True)
     weight = torch.randn(columns, 8, requires_grad=True)
     target = torch.randint(0, columns, (rows,))
-    largest = 0
+    largest = 0  # with fewer rows in a chunk than there are, so that nothing is kept
 
-    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+    class Watch(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             nonlocal largest
             result = func(*args, **(kwargs or {}))
