@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 class _Tables:
     """Two fp32 [B, B] tables that every block of logits uses again, and one in the rows' dtype where that is another.
 
-    Rows and columns are cut, for then each block adds to B rows of either gradient only. A table is made at its first use.
+    Rows and columns are cut, for then each block adds to B rows of either gradient only. Tables are made at first use.
     """
 
     def __init__(self, hidden_RH: Tensor, num_columns: int, num_logits: int) -> None:
@@ -161,8 +161,8 @@ def vocab_parallel_logprob(
         target_R: [R] int64 global token ids.
         first_column: global id of the shard's first row.
         vocab_size: V, real size of the vocabulary.
-        chunk_rows: logits in memory at once, as a number of whole rows of the shard; they are held as a square block. Where
-            R is not larger, the logits are kept for the backward pass, which needs 4 instead of 6 FLOPs a parameter then.
+        chunk_rows: logits in memory at once, as a number of whole rows of the shard; they are held as a square block.
+            Where R is not larger, the logits are kept for the backward pass, and not computed twice.
         group: tensor-parallel group; None where the vocabulary is not split.
 
     Returns:
