@@ -38,8 +38,6 @@ class Arm:
     """With rounds: share of the student's own trajectories in each group; the rest are of `store`."""
     plan: dict[str, Any] = field(default_factory=dict)
     """Fields of the plan that differ from `study()`."""
-    lr_of: str | None = None
-    """Takes the learning rate that this arm's sweep found, instead of a sweep of its own."""
 
 
 def study() -> RunConfig:
@@ -113,24 +111,17 @@ SMALL = ("base", "bias", "no_bias", "shuffled")
 """The arms of `make study-small`."""
 
 
-def _ablation(name: str, title: str, objective: Callable[[], ObjectiveConfig] = bias, **fields: Any) -> Arm:
-    return Arm(name, title, objective, lr_of="bias", **fields)
-
-
 ABLATIONS: tuple[Arm, ...] = (
-    *(_ablation(f"bias_{value}", f"bias {value:g}", partial(bias, value=value)) for value in (0.02, 0.2, 1.0)),
-    *(_ablation(f"beta_{beta}", f"beta {beta:g}", partial(bias, beta=beta)) for beta in (0.0, 0.05, 0.8)),
+    *(Arm(f"bias_{value}", f"bias {value:g}", partial(bias, value=value)) for value in (0.02, 0.2, 1.0)),
+    *(Arm(f"beta_{beta}", f"beta {beta:g}", partial(bias, beta=beta)) for beta in (0.0, 0.05, 0.8)),
     *(
-        _ablation(f"group_{size}", f"groups of {size}", plan={"trajectories_per_group": size, "epochs": epochs})
+        Arm(f"group_{size}", f"groups of {size}", bias, plan={"trajectories_per_group": size, "epochs": epochs})
         for size, epochs in ((2, 4 * EPOCHS), (4, 2 * EPOCHS))
     ),
     *(
-        _ablation(f"positive_{n}", f"{n} % all-positive groups", store=f"positive_{n}", plan={"epochs": 2 * EPOCHS})
+        Arm(f"positive_{n}", f"{n} % all-positive groups", bias, store=f"positive_{n}", plan={"epochs": 2 * EPOCHS})
         for n in (0, 25, 50, 75, 100)
     ),
-    *(_ablation(f"noise_{share}", f"{share} % of labels flipped", store=f"noise_{share}") for share in (5, 10, 20, 40)),
-    *(
-        _ablation(f"weight_{mode}", f"{mode} weights", partial(bias, weight=mode))
-        for mode in ("token", "sequence", "group")
-    ),
-)  # fmt: skip
+    *(Arm(f"noise_{share}", f"{share} % of labels flipped", bias, store=f"noise_{share}") for share in (5, 10, 20, 40)),
+    *(Arm(f"weight_{mode}", f"{mode} weights", partial(bias, weight=mode)) for mode in ("token", "sequence", "group")),
+)

@@ -198,10 +198,13 @@ def curve_plot(arms: Sequence[Summary], column: int, unit: str) -> str:
 
 def markdown(summary: Summary) -> str:
     """Claims and figures as tables for docs/study.md."""
-    lines = ["| claim | figure | 95 % interval | verdict |", "|---|---|---|---|"]
-    for claim in summary["claims"]:
-        text, pair, value, interval, verdict = claim_row(claim)
-        lines.append(f"| {text} ({pair}) | {value} | {interval} | {verdict} |")
-    lines += ["", "| " + " | ".join(HEADER) + " |", "|---" * len(HEADER) + "|"]
+    lines = []
+    if summary["claims"]:
+        lines += ["| claim | figure | 95 % interval | verdict |", "|---|---|---|---|"]
+        for claim in summary["claims"]:
+            text, pair, value, interval, verdict = claim_row(claim)
+            lines.append(f"| {text} ({pair}) | {value} | {interval} | {verdict} |")
+        lines.append("")
+    lines += ["| " + " | ".join(HEADER) + " |", "|---" * len(HEADER) + "|"]
     lines += ["| " + " | ".join(arm_row(arm)) + " |" for arm in summary["arms"]]
     return "\n".join(lines) + "\n"

@@ -3,7 +3,7 @@
     python -m tools.study small|core|ablations [--root runs/study] [--workers 2] [--arm MODULE:NAME]
 
 `small`: 2 seeds and 4 arms; the exit status is 1 where the all-positive bias does not beat no bias. `core`: all arms, 5
-seeds. `ablations`: around the released objective, at the rate that the core study's sweep found. Runs that are finished
+seeds. `ablations`: variations of the released objective, each with a sweep of its own. Runs that are finished
 are taken as they are. At the end come ROOT/study.json (study_small.json, ablations.json), the same as tables in .md,
 plots in .svg and a page in .html.
 """

@@ -75,8 +75,6 @@ class Study:
     def _lr(self, arm: Arm) -> float:
         if arm.objective is None:
             return 0.0
-        if arm.lr_of is not None:
-            arm = next(other for other in self.arms if other.name == arm.lr_of)
         lr = chosen_lr(arm, self.results, self.settings)
         assert lr is not None
         return lr
@@ -120,7 +118,7 @@ class Study:
 
     def _sweep(self, arm: Arm) -> list[list[float]]:
         """[rate, accuracy, retention] on the validation problems."""
-        if arm.objective is None or arm.lr_of is not None:
+        if arm.objective is None:
             return []
         jobs = sorted(sweep_jobs(arm, self.results, self.settings), key=lambda job: job.lr)
         found = [self.results[name_of(job, self.settings)] for job in jobs]

@@ -135,14 +135,10 @@ def wanted(arm: Arm, results: Results, settings: StudySettings) -> list[Job]:
     """What can be run of an arm now: the sweep until a rate is chosen, then the seeds."""
     if arm.objective is None:
         return [Job(arm, 0.0, seed, sweep=False) for seed in settings.seeds]
-    if arm.lr_of is not None:
-        swept = next(other for other in ARMS if other.name == arm.lr_of)
-        lr = chosen_lr(swept, results, settings)
-        sweep = [] if lr is not None else sweep_jobs(swept, results, settings)
-    else:
-        lr = chosen_lr(arm, results, settings)
-        sweep = sweep_jobs(arm, results, settings)
-    return sweep if lr is None else [Job(arm, lr, seed, sweep=False) for seed in settings.seeds]
+    lr = chosen_lr(arm, results, settings)
+    if lr is None:
+        return sweep_jobs(arm, results, settings)
+    return [Job(arm, lr, seed, sweep=False) for seed in settings.seeds]
 
 
 def sweep_jobs(arm: Arm, results: Results, settings: StudySettings) -> list[Job]:

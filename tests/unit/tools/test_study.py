@@ -143,10 +143,6 @@ class TestSweep:
         results = swept(BIAS, **{"3e-5": (0.4, 1.0), "1e-4": (0.4, 0.9), "3e-4": (0.4, 0.9), "1e-5": (0.1, 0.9)})
         assert chosen_lr(BIAS, results, SETTINGS) == 3e-5
 
-    def test_an_ablation_takes_the_rate_of_its_arm(self):
-        results = swept(BIAS, **{"1e-4": (0.4, 0.9), "3e-4": (0.5, 0.9), "1e-3": (0.45, 0.9)})
-        assert {job.lr for job in wanted(ABLATIONS[0], results, SETTINGS)} == {3e-4}
-
     def test_a_seed_of_the_sweep_is_refused(self):
         with pytest.raises(ConfigError, match="seeds"):
             replace(SETTINGS, seeds=(SWEEP_SEED,))
