@@ -1,5 +1,6 @@
 """`offgrpo eval`, `grade`, `compare`, `generate` and `check-weights`."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -50,6 +51,15 @@ def evaluate_command(
         bool, typer.Option("--leave-out-unreadable", help="Leave out problems with unreadable reference answers.")
     ] = False,
     store: Annotated[Path | None, typer.Option("--store", help="Training store: its overlap is reported.")] = None,
+    checkpoints: Annotated[
+        Path | None,
+        typer.Option(
+            "--checkpoints", help="RUN/train/checkpoints: evaluate each, in OUTPUT/iter_N; MODEL is its base."
+        ),
+    ] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="With --checkpoints: wait for more, until the run's last step.")
+    ] = False,
     backend: BackendChoice = "auto",
     precision: Precision = "auto",
     tensor_parallel: TensorParallel = 1,
@@ -71,6 +81,7 @@ def evaluate_command(
     engine = BackendConfig(
         model, backend, precision, tensor_parallel, server_url, server_model, concurrency, timeout_seconds
     )
+    _check_checkpoints(checkpoints, follow=follow, shard=shard, backend=backend)
     given = {"samples": samples, "temperature": temperature, "top_p": top_p, "max_tokens": max_tokens}
     settings: dict[str, Any] = PRESETS[preset] if preset else {}
     settings = settings | {name: value for name, value in given.items() if value is not None}
@@ -79,27 +90,48 @@ def evaluate_command(
     if len(set(names)) < len(names):
         got = ", ".join(names)
         raise ConfigError("one output folder for two benchmarks", where="--benchmark", expected="other names", got=got)
-    with LazyBackend(engine) as lazy:
-        for name, folder in zip(benchmark, names, strict=True):
-            config = EvaluationConfig(
-                model=model,
-                benchmark=name,
-                output=output if len(benchmark) == 1 else output / folder,
-                template=template,
-                system=system,
-                data_dir=data_dir,
-                leave_out_unreadable=leave_out_unreadable,
-                store=store,
-                backend=engine,
-                seed=seed,
-                force=force,
-                **settings,
-            )
-            if share is not None:
-                sample_shard(config, share, lazy)
-                continue
-            metrics = evaluate(config, lazy)
-            print_lines(([f"{name}:"] if len(benchmark) > 1 else []) + summary_lines(metrics))
+
+    def of_model(engine: BackendConfig, output: Path) -> None:
+        with LazyBackend(engine) as lazy:
+            for name, folder in zip(benchmark, names, strict=True):
+                config = EvaluationConfig(
+                    model=engine.model,
+                    benchmark=name,
+                    output=output if len(benchmark) == 1 else output / folder,
+                    template=template,
+                    system=system,
+                    data_dir=data_dir,
+                    leave_out_unreadable=leave_out_unreadable,
+                    store=store,
+                    backend=engine,
+                    seed=seed,
+                    force=force,
+                    **settings,
+                )
+                if share is not None:
+                    sample_shard(config, share, lazy)
+                    continue
+                metrics = evaluate(config, lazy)
+                print_lines(([f"{name}:"] if len(benchmark) > 1 else []) + summary_lines(metrics))
+
+    if checkpoints is None:
+        of_model(engine, output)
+        return
+    from megatron_offgrpo.evaluation.checkpoints import exported
+
+    for name, exported_model in exported(checkpoints, model, output, follow=follow):
+        print_lines([f"{name}:"])
+        of_model(replace(engine, model=exported_model), output / name)
+
+
+def _check_checkpoints(checkpoints: Path | None, *, follow: bool, shard: str | None, backend: str) -> None:
+    if checkpoints is None:
+        if follow:
+            raise ConfigError("nothing to follow", where="--follow", expected="--checkpoints RUN/train/checkpoints")
+        return
+    for option, given in (("--shard", shard), ("--backend server", backend == "server")):
+        if given:
+            raise ConfigError("does not go with --checkpoints", where=option, remedy="evaluate one checkpoint with it")
 
 
 def summary_lines(metrics: dict[str, Any]) -> list[str]:

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from megatron_offgrpo.artifacts import Manifest, fingerprint_of, fingerprint_of_files
+from megatron_offgrpo.artifacts import MANIFEST, Manifest, fingerprint_of, fingerprint_of_files
 from megatron_offgrpo.config_values import to_dict
 from megatron_offgrpo.data.grading import GradingPool
 from megatron_offgrpo.errors import ConfigError, DataError
@@ -143,7 +143,9 @@ def without_unreadable(task: Task) -> Task:
 
 def model_fingerprint(folder: Path) -> str:
     """Of the files that make a Hugging Face model."""
-    return fingerprint_of_files([path for pattern in MODEL_FILES for path in folder.glob(pattern)])
+    # Not the manifest of an export: it has the command that made it.
+    files = (path for pattern in MODEL_FILES for path in folder.glob(pattern))
+    return fingerprint_of_files([path for path in files if path.name != MANIFEST])
 
 
 def _manifest(

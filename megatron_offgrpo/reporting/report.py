@@ -30,6 +30,7 @@ def write_report(run_dir: Path) -> Path:
         _tiles(run),
         "".join(f'<div class="notice">{paragraph(text)}</div>' for text in run.absent),
         _accuracy(run, comparison[0] if comparison else None),
+        training_part.on_the_way(run),
         training_part.curves(run),
         training_part.time_by_stage(run),
         training_part.quarantine(run),

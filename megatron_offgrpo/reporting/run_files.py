@@ -44,6 +44,8 @@ class RunFiles:
     """What `offgrpo check-weights --output RUN_DIR/weight_check.json` found, or empty."""
     quarantine: dict[str, Any] = field(default_factory=dict)
     """The training folder's quarantine.json, or empty."""
+    on_the_way: list[tuple[int, str, dict[str, Any]]] = field(default_factory=list)
+    """Checkpoint's step, benchmark and metrics of each evaluation in RUN_DIR/eval_checkpoints."""
     absent: list[str] = field(default_factory=list)
     """What the report lacks, a sentence each."""
 
@@ -64,7 +66,7 @@ class RunFiles:
 
 def read_run(folder: Path) -> RunFiles:
     """Reads RUN_DIR: `train/` (or RUN_DIR itself where it is a training folder), `eval_base/`, `eval_final/`,
-    `summary.json`, `weight_check.json`.
+    `eval_checkpoints/`, `summary.json`, `weight_check.json`.
 
     Raises:
         DataError: neither training metrics nor an evaluation is there, or a file is damaged.
@@ -96,7 +98,18 @@ def read_run(folder: Path) -> RunFiles:
     lengths = [int(length) for length in store.response_lengths] if store else None
     check = _json(folder / WEIGHT_CHECK) if (folder / WEIGHT_CHECK).is_file() else {}
     out = _json(train / QUARANTINE_FILE) if (train / QUARANTINE_FILE).is_file() else {}
-    return RunFiles(folder, steps, manifest, summary, base, final, lengths, groups, check, out, absent)
+    return RunFiles(
+        folder, steps, manifest, summary, base, final, lengths, groups, check, out, _on_the_way(folder), absent
+    )
+
+
+def _on_the_way(folder: Path) -> list[tuple[int, str, dict[str, Any]]]:
+    """What `offgrpo eval --checkpoints ... --output RUN_DIR/eval_checkpoints` has finished."""
+    found = []
+    for path in sorted((folder / "eval_checkpoints").glob(f"iter_*/**/{METRICS}")):
+        iteration, benchmark = path.parts[len((folder / "eval_checkpoints").parts)], _json(path.parent / MANIFEST)
+        found.append((int(iteration.removeprefix("iter_")), benchmark["config"].get("benchmark", ""), _json(path)))
+    return found
 
 
 def _evaluation(folder: Path, absent: list[str]) -> EvaluationFiles | None:

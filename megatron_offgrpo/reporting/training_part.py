@@ -1,6 +1,7 @@
 """What the report shows of the training itself: curves, where its time went, what it left out."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from megatron_offgrpo.reporting import plots
 from megatron_offgrpo.reporting.page import figure, paragraph, section, table
@@ -84,6 +85,19 @@ def time_by_stage(run: RunFiles) -> str:
     return section(
         "Time of the training", figure(plot, "seconds by stage", wide=True), paragraph(note, "soft") if rows else ""
     )
+
+
+def on_the_way(run: RunFiles) -> str:
+    """Accuracy of the checkpoints."""
+    if not run.on_the_way:
+        return ""
+    rows = []
+    for step, benchmark, metrics in run.on_the_way:
+        interval = metrics["ci95_new_problems"]
+        between = "" if interval is None else f"{interval[0]:.1%} to {interval[1]:.1%}"
+        rows.append([f"{step}", Path(benchmark).name, f"{metrics['accuracy']:.1%}", between])
+    header = ["steps", "benchmark", "accuracy", "95 % interval over new problems"]
+    return section("Accuracy on the way", table(header, rows, number_columns=(0, 2)))
 
 
 def quarantine(run: RunFiles) -> str:

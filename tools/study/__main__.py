@@ -25,7 +25,7 @@ from tools.study.analysis import summarise
 from tools.study.runner import run_study
 from tools.study.settings import StudySettings
 
-SMALL_SEEDS, SMALL_LRS = (0, 1), (1e-3, 3e-3)
+SMALL_SEEDS, SMALL_LRS = (0, 1), (1e-4, 3e-4)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

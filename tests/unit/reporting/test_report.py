@@ -162,8 +162,18 @@ def test_where_the_time_went_and_what_was_left_out(tmp_path):
         assert (label in text) is shown, label
 
 
+def test_accuracy_of_checkpoints(run):
+    # 20 and 30 of 40 right.
+    write_evaluation(run / "eval_checkpoints" / "iter_0000010", [4] * 20 + [0] * 20)
+    write_evaluation(run / "eval_checkpoints" / "iter_0000020", [4] * 30 + [0] * 10)
+    text = parse(write_report(run)).text
+    assert "Accuracy on the way" in text
+    assert text.index("10 50.0%") < text.index("20 75.0%")
+
+
 def test_a_report_without_them_says_nothing_of_them(report):
     text = parse(report).text
+    assert "Accuracy on the way" not in text
     assert "Quarantine" not in text
     assert "Time of the training" not in text
     assert "MFU" not in text
