@@ -2,12 +2,16 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from megatron_offgrpo.cli.options import Force, print_lines
 from megatron_offgrpo.errors import ConfigError
+
+if TYPE_CHECKING:
+    from megatron_offgrpo.evaluation.sample_log import Shard
+    from megatron_offgrpo.evaluation.task import EvaluationConfig
 
 Model = Annotated[Path, typer.Option("--model", help="Hugging Face folder.")]
 BackendChoice = Annotated[
@@ -72,56 +76,64 @@ def evaluate_command(
     force: Force = False,
 ) -> None:
     """Samples a model on benchmarks, grades with math-verify, and gives accuracy with its 95 % intervals."""
-    from megatron_offgrpo.evaluation.evaluate import evaluate, sample_shard
+    from megatron_offgrpo.evaluation.checkpoints import exported
     from megatron_offgrpo.evaluation.generation import BackendConfig
     from megatron_offgrpo.evaluation.sample_log import parse_shard
-    from megatron_offgrpo.evaluation.sampling import LazyBackend
     from megatron_offgrpo.evaluation.task import PRESETS, EvaluationConfig
 
     engine = BackendConfig(
         model, backend, precision, tensor_parallel, server_url, server_model, concurrency, timeout_seconds
     )
+    _check_benchmarks(benchmark)
     _check_checkpoints(checkpoints, follow=follow, shard=shard, backend=backend)
     given = {"samples": samples, "temperature": temperature, "top_p": top_p, "max_tokens": max_tokens}
     settings: dict[str, Any] = PRESETS[preset] if preset else {}
     settings = settings | {name: value for name, value in given.items() if value is not None}
-    share = parse_shard(shard)
-    names = [Path(name).name for name in benchmark]
+    config = EvaluationConfig(
+        model=model,
+        benchmark=benchmark[0],
+        output=output,
+        template=template,
+        system=system,
+        data_dir=data_dir,
+        leave_out_unreadable=leave_out_unreadable,
+        store=store,
+        backend=engine,
+        seed=seed,
+        force=force,
+        **settings,
+    )
+    if checkpoints is None:
+        _evaluate_model(config, benchmark, parse_shard(shard))
+        return
+    for name, folder in exported(checkpoints, model, output, follow=follow):
+        print_lines([f"{name}:"])
+        of_checkpoint = replace(config, model=folder, backend=replace(engine, model=folder), output=output / name)
+        _evaluate_model(of_checkpoint, benchmark, None)
+
+
+def _evaluate_model(config: "EvaluationConfig", benchmarks: list[str], share: "Shard | None") -> None:
+    """On each benchmark with one engine; of several, into OUTPUT/NAME."""
+    from megatron_offgrpo.evaluation.evaluate import evaluate, sample_shard
+    from megatron_offgrpo.evaluation.sampling import LazyBackend
+
+    several = len(benchmarks) > 1
+    with LazyBackend(config.engine) as lazy:
+        for name in benchmarks:
+            output = config.output / Path(name).name if several else config.output
+            one = replace(config, benchmark=name, output=output)
+            if share is not None:
+                sample_shard(one, share, lazy)
+                continue
+            metrics = evaluate(one, lazy)
+            print_lines(([f"{name}:"] if several else []) + summary_lines(metrics))
+
+
+def _check_benchmarks(benchmarks: list[str]) -> None:
+    names = [Path(name).name for name in benchmarks]
     if len(set(names)) < len(names):
         got = ", ".join(names)
         raise ConfigError("one output folder for two benchmarks", where="--benchmark", expected="other names", got=got)
-
-    def of_model(engine: BackendConfig, output: Path) -> None:
-        with LazyBackend(engine) as lazy:
-            for name, folder in zip(benchmark, names, strict=True):
-                config = EvaluationConfig(
-                    model=engine.model,
-                    benchmark=name,
-                    output=output if len(benchmark) == 1 else output / folder,
-                    template=template,
-                    system=system,
-                    data_dir=data_dir,
-                    leave_out_unreadable=leave_out_unreadable,
-                    store=store,
-                    backend=engine,
-                    seed=seed,
-                    force=force,
-                    **settings,
-                )
-                if share is not None:
-                    sample_shard(config, share, lazy)
-                    continue
-                metrics = evaluate(config, lazy)
-                print_lines(([f"{name}:"] if len(benchmark) > 1 else []) + summary_lines(metrics))
-
-    if checkpoints is None:
-        of_model(engine, output)
-        return
-    from megatron_offgrpo.evaluation.checkpoints import exported
-
-    for name, exported_model in exported(checkpoints, model, output, follow=follow):
-        print_lines([f"{name}:"])
-        of_model(replace(engine, model=exported_model), output / name)
 
 
 def _check_checkpoints(checkpoints: Path | None, *, follow: bool, shard: str | None, backend: str) -> None:

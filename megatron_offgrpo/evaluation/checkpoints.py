@@ -9,6 +9,7 @@ from checkpoints_conversion import megatron_to_hf
 from megatron_offgrpo.artifacts import MANIFEST, read_manifest
 from megatron_offgrpo.errors import CheckpointError
 from megatron_offgrpo.progress import say
+from megatron_offgrpo.training.checkpoint_folder import iteration_folder
 
 POLL_SECONDS = 5.0
 
@@ -56,7 +57,7 @@ def _last_checkpoint(checkpoints: Path) -> str | None:
     if not (checkpoints.parent / MANIFEST).is_file():
         return None
     manifest = read_manifest(checkpoints.parent, "run", remedy="give the checkpoints of a training run")
-    return f"iter_{manifest.counts['steps']:07d}"
+    return iteration_folder(checkpoints, manifest.counts["steps"]).name
 
 
 def _export(path: Path, template: Path, model: Path) -> bool:

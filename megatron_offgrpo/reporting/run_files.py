@@ -106,9 +106,10 @@ def read_run(folder: Path) -> RunFiles:
 def _on_the_way(folder: Path) -> list[tuple[int, str, dict[str, Any]]]:
     """What `offgrpo eval --checkpoints ... --output RUN_DIR/eval_checkpoints` has finished."""
     found = []
-    for path in sorted((folder / "eval_checkpoints").glob(f"iter_*/**/{METRICS}")):
-        iteration, benchmark = path.parts[len((folder / "eval_checkpoints").parts)], _json(path.parent / MANIFEST)
-        found.append((int(iteration.removeprefix("iter_")), benchmark["config"].get("benchmark", ""), _json(path)))
+    for checkpoint in sorted((folder / "eval_checkpoints").glob("iter_*")):
+        for path in sorted(checkpoint.rglob(METRICS)):
+            benchmark = _json(path.parent / MANIFEST)["config"].get("benchmark", "")
+            found.append((int(checkpoint.name.removeprefix("iter_")), benchmark, _json(path)))
     return found
 
 

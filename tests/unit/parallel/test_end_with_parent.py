@@ -36,6 +36,14 @@ if __name__ == "__main__":
 """
 
 
+def start(program: str, folder: Path) -> subprocess.Popen:
+    script = folder / "program.py"
+    script.write_text(program)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[3])}
+    pipe = subprocess.PIPE
+    return subprocess.Popen([sys.executable, script], env=environment, stdin=pipe, stdout=pipe, text=True)
+
+
 def is_alive(process: int) -> bool:
     stat = Path(f"/proc/{process}/stat")
     return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
@@ -43,11 +51,7 @@ def is_alive(process: int) -> bool:
 
 @pytest.mark.parametrize("program", [WORKER, WRITER], ids=["worker", "writer"])
 def test_a_killed_process_leaves_none_behind(tmp_path, program):
-    script = tmp_path / "program.py"
-    script.write_text(program)
-    root = Path(__file__).resolve().parents[3]
-    environment = {**os.environ, "PYTHONPATH": str(root)}
-    with subprocess.Popen([sys.executable, script], env=environment, stdout=subprocess.PIPE, text=True) as parent:
+    with start(program, tmp_path) as parent:
         worker = int(parent.stdout.readline().split()[0])
         assert is_alive(worker)
         parent.send_signal(signal.SIGKILL)
@@ -61,12 +65,7 @@ def test_a_killed_process_leaves_none_behind(tmp_path, program):
 @pytest.mark.parametrize("asked_to_save", [signal.SIGUSR1, signal.SIGTERM])
 def test_the_writers_process_outlives_the_signal_that_asks_its_rank_to_save(tmp_path, asked_to_save):
     """Slurm sends it to every process of the step."""
-    script = tmp_path / "program.py"
-    script.write_text(WRITER)
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[3])}
-    with subprocess.Popen(
-        [sys.executable, script], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as parent:
+    with start(WRITER, tmp_path) as parent:
         helpers = [int(number) for number in parent.stdout.readline().split()]
         for helper in helpers:
             os.kill(helper, asked_to_save)
