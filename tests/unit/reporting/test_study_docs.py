@@ -10,7 +10,7 @@ from megatron_offgrpo.reporting.study_report import markdown, plots
 DOCS = Path(__file__).resolve().parents[3] / "docs"
 
 
-@pytest.mark.parametrize("name", ["study", "ablations"])
+@pytest.mark.parametrize("name", ["study", "study_small", "ablations"])
 def test_tables_are_those_of_the_results(name):
     summary = json.loads((DOCS / "study" / f"{name}.json").read_text("utf-8"))
     assert markdown(summary) in (DOCS / "study.md").read_text("utf-8")
