@@ -166,7 +166,6 @@ TOKEN_SURROGATES = [
     surrogates.reinforce,
     surrogates.sft,
     surrogates.redi,
-    functools.partial(surrogates.ppo, epsilon_low=0.3, epsilon_high=0.3, dual_clip=3.0),
 ]
 
 
@@ -181,6 +180,82 @@ def rows(num_rows=12):
 @pytest.mark.parametrize("function", TOKEN_SURROGATES)
 def test_gradcheck(function):
     assert torch.autograd.gradcheck(function, rows())
+
+
+RATIOS_TO_CLIP = (0.2, 0.5, 0.75, 0.9, 1.1, 1.2, 1.35, 2.0, 2.9, 3.5, 5.0)
+
+
+def rows_to_clip():
+    """Right, then wrong rows of each ratio above, none of them at the bounds 0.8, 1.28 and 3 used below."""
+    log_ratio = tensor(*RATIOS_TO_CLIP, *RATIOS_TO_CLIP).log()
+    mu = torch.linspace(-4, -2, len(log_ratio), dtype=torch.float64)
+    advantage = tensor(*[1.5] * len(RATIOS_TO_CLIP), *[-0.7] * len(RATIOS_TO_CLIP))
+    return (mu + log_ratio).requires_grad_(), mu, advantage
+
+
+def ppo_by_branch(logp, mu, advantage, dual_clip=math.inf):
+    """Value and derivative of clip(rho, 0.8, 1.28), branch by branch; each branch has rows."""
+    ratio = torch.exp(logp.detach() - mu)
+    right, wrong = advantage > 0, advantage < 0
+    value, gradient = -advantage * ratio, -advantage * ratio
+    branches = [(right & (ratio > 1.28), 1.28), (wrong & (ratio < 0.8), 0.8), (wrong & (ratio > dual_clip), dual_clip)]
+    for rows_clipped, bound in branches if dual_clip < math.inf else branches[:2]:
+        assert rows_clipped.any()
+        value[rows_clipped] = -bound * advantage[rows_clipped]
+        gradient[rows_clipped] = 0
+    # Right and below the range, wrong and above it, and both inside: not clipped.
+    for rows_kept in (right & (ratio < 0.8), wrong & (ratio > 1.28), right & (ratio > 1), wrong & (ratio < 1)):
+        assert (gradient[rows_kept] != 0).any()
+    return value, gradient
+
+
+@pytest.mark.parametrize("dual_clip", [None, 3.0])
+def test_gradcheck_of_ppo_on_every_branch(dual_clip):
+    function = functools.partial(surrogates.ppo, epsilon_low=0.2, epsilon_high=0.28, dual_clip=dual_clip)
+    arguments = rows_to_clip()
+    value, gradient = ppo_by_branch(*arguments, dual_clip=dual_clip or math.inf)
+    torch.testing.assert_close(function(*arguments).detach(), value, rtol=1e-14, atol=0)
+    torch.testing.assert_close(gradient_of(function, *arguments), gradient, rtol=1e-14, atol=0)
+    assert torch.autograd.gradcheck(function, arguments, atol=1e-7, rtol=1e-6)
+
+
+def test_gradcheck_of_mixed_on_every_branch_of_both_policies():
+    logp, mu, advantage = (torch.cat([vector, vector]).detach() for vector in rows_to_clip())
+    logp.requires_grad_()
+    half = len(mu) // 2
+    on_policy = torch.arange(len(mu)) < half
+    function = functools.partial(surrogates.mixed, on_policy=on_policy, epsilon_high=0.28)
+    value, gradient = ppo_by_branch(logp[:half], mu[:half], advantage[:half])
+    ratio = torch.exp(logp.detach() - mu)[half:]
+    value = torch.cat([value, -advantage[half:] * ratio / (ratio + 0.1)])
+    gradient = torch.cat([gradient, -advantage[half:] * 0.1 * ratio / (ratio + 0.1) ** 2])
+    torch.testing.assert_close(function(logp, mu, advantage).detach(), value, rtol=1e-14, atol=0)
+    torch.testing.assert_close(gradient_of(function, logp, mu, advantage), gradient, rtol=1e-13, atol=0)
+    assert torch.autograd.gradcheck(function, (logp, mu, advantage), atol=1e-7, rtol=1e-6)
+
+
+# (function, factor(logp, mu, A)): the loss is -factor * logp, and the factor is not differentiated.
+STOPPED_FACTORS = [
+    (surrogates.cispo, lambda logp, mu, advantage: advantage * min(math.exp(logp - mu), 5.0)),
+    (
+        functools.partial(surrogates.cispo, max_ratio=1.28),
+        lambda logp, mu, advantage: advantage * min(math.exp(logp - mu), 1.28),
+    ),
+    (surrogates.dft, lambda logp, mu, advantage: math.exp(logp) if advantage > 0 else 0.0),
+]
+
+
+@pytest.mark.parametrize(("function", "factor"), STOPPED_FACTORS, ids=["cispo", "cispo bounded", "dft"])
+def test_gradcheck_with_the_stopped_factor_held_constant(function, factor):
+    arguments = rows_to_clip()
+    constant = tensor(*map(factor, *(vector.tolist() for vector in arguments)))
+
+    def held(logp, mu, advantage):
+        return -constant * logp
+
+    assert torch.autograd.gradcheck(held, arguments, atol=1e-7, rtol=1e-6)
+    torch.testing.assert_close(function(*arguments), held(*arguments), rtol=1e-13, atol=0)
+    torch.testing.assert_close(gradient_of(function, *arguments), gradient_of(held, *arguments), rtol=1e-13, atol=0)
 
 
 def gradient_of(function, logp, mu, advantage):
@@ -205,7 +280,7 @@ def test_dft_does_not_differentiate_its_weight():
 
 
 @pytest.mark.parametrize("shape", [(0,), (), (2, 3)])
-@pytest.mark.parametrize("function", [*TOKEN_SURROGATES, surrogates.dft, surrogates.cispo])
+@pytest.mark.parametrize("function", [*TOKEN_SURROGATES, surrogates.dft, surrogates.ppo, surrogates.cispo])
 def test_any_shape_and_dtype(function, shape):
     logp = torch.full(shape, -0.5)
     value = function(logp, torch.zeros(shape), torch.ones(shape))

@@ -112,18 +112,75 @@ def test_a_group_without_pairs(function, sign):
     assert (gradient != 0).any() == bool(expected)
 
 
-@pytest.mark.parametrize("name", ["gspo", "sequence_probability", "dpo", "kto"])
+@pytest.mark.parametrize("name", ["sequence_probability", "dpo", "kto"])
 def test_gradcheck(name):
     function = getattr(trajectory_surrogates, name)
-    if name == "gspo":
-        function = functools.partial(function, epsilon_low=0.4, epsilon_high=0.4)
     generator = torch.Generator().manual_seed(1)
     logp = -2 * torch.rand(6, generator=generator, dtype=torch.float64)
     mu, ref = logp + 0.1, -torch.rand(6, generator=generator, dtype=torch.float64) - 2.5
     advantage = tensor(1, 0.5, -1, -0.5, 0, 2)
     extra = {"ref": ref} if "ref" in needs_of(function).takes else {}
-    # kto does not differentiate z; at z = 0, its bound, there is nothing to leave out.
+    # kto does not differentiate z; here the mean of x is below 0 and z = 0, so there is nothing to leave out.
     extra = {"ref": ref.abs()} if name == "kto" else extra
     assert torch.autograd.gradcheck(
         lambda values: function(values, mu, advantage, torch.full_like(mu, 3.0), **extra), (logp.requires_grad_(),)
     )
+
+
+def gradient_of(function, logp):
+    return torch.autograd.grad(function(logp).sum(), logp)[0]
+
+
+@pytest.mark.parametrize(("low", "high"), [(3e-4, 4e-4), (0.4, 0.5)])
+def test_gradcheck_of_gspo_on_every_branch(low, high):
+    # Right, then wrong: ratios below, inside (twice) and above the clip range, over 3, 1, 4 and 2 tokens.
+    ratio = tensor(0.3, 1 - low / 2, 1 + high / 2, 2.5).repeat(2)
+    num_tokens, advantage = tensor(3, 1, 4, 2).repeat(2), tensor(1, 0.5, 2, 1.5, -1, -0.5, -2, -1.5)
+    mu = torch.linspace(-30, -20, 8, dtype=torch.float64)
+    logp = (mu + num_tokens * ratio.log()).requires_grad_()
+
+    def function(logp):
+        return gspo(logp, mu, advantage, num_tokens, epsilon_low=low, epsilon_high=high)
+
+    value, gradient = -advantage * ratio, -advantage * ratio / num_tokens
+    # Clipped: right and above, wrong and below.
+    value[3], value[4] = -1.5 * (1 + high), 1 - low
+    gradient[3] = gradient[4] = 0
+    torch.testing.assert_close(function(logp).detach(), value, rtol=1e-13, atol=0)
+    torch.testing.assert_close(gradient_of(function, logp), gradient, rtol=1e-13, atol=0)
+    assert torch.autograd.gradcheck(function, (logp,), atol=1e-7, rtol=1e-6)
+
+
+def test_gradcheck_of_topr_with_its_taper_held_constant():
+    # Right and wrong, each less and more probable than under the behaviour policy: only the first wrong one is tapered.
+    logp, mu = tensor(-5.0, -2.0, -4.5, -1.0).requires_grad_(), tensor(-4.0, -4.0, -4.0, -4.0)
+    advantage, num_tokens = tensor(1.5, 0.5, -2.0, -1.0), tensor(3, 1, 4, 2)
+    factor = advantage * tensor(1.0, 1.0, math.exp(-0.5), 1.0)
+
+    def function(logp):
+        return topr(logp, mu, advantage, num_tokens)
+
+    def held(logp):
+        return -factor * logp
+
+    assert torch.autograd.gradcheck(held, (logp,), atol=1e-7, rtol=1e-6)
+    torch.testing.assert_close(function(logp), held(logp), rtol=1e-14, atol=0)
+    torch.testing.assert_close(gradient_of(function, logp), gradient_of(held, logp), rtol=1e-14, atol=0)
+
+
+def test_gradcheck_of_kto_with_its_divergence_held_constant():
+    arguments, ref = group()
+    logp, others = arguments[0], arguments[1:]
+
+    def function(logp):
+        return kto(logp, *others, ref=ref, temperature=0.5, desirable_weight=2.0, undesirable_weight=3.0)
+
+    def held(logp):
+        # x = 1, 0, -2, 5: z = 1 > 0. Two right members, one wrong, three in all.
+        first, second, wrong, _ = logp - ref
+        gains = torch.sigmoid(0.5 * torch.stack([first - 1.0, second - 1.0, 1.0 - wrong]))
+        return (tensor(2, 2, 3) * (1 - gains)).sum() / 3
+
+    assert torch.autograd.gradcheck(held, (logp,), atol=1e-7, rtol=1e-6)
+    torch.testing.assert_close(function(logp), held(logp), rtol=1e-14, atol=0)
+    torch.testing.assert_close(gradient_of(function, logp), gradient_of(held, logp), rtol=1e-13, atol=1e-16)
