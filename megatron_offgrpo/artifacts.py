@@ -63,7 +63,11 @@ def fingerprint_of_files(paths: list[Path]) -> str:
 def write_json_atomically(path: Path, value: object) -> None:
     """Writes JSON so that a reader sees the old file or the new one, never a part."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        file.flush()
+        # Else a power loss could leave the new name with nothing in it.
+        os.fsync(file.fileno())
     os.replace(temporary, path)
 
 

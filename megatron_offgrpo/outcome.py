@@ -7,6 +7,8 @@ failed hides the status of the first. `slurm/common.sh` reads the file and decid
 import os
 from pathlib import Path
 
+from megatron_offgrpo.progress import say
+
 VARIABLE = "OFFGRPO_OUTCOME"
 
 
@@ -24,5 +26,9 @@ def _write(line: str) -> None:
     name = os.environ.get(VARIABLE)
     if name:
         temporary = Path(f"{name}.{os.getpid()}.tmp")
-        temporary.write_text(line + "\n", encoding="utf-8")
-        os.replace(temporary, name)
+        try:
+            temporary.write_text(line + "\n", encoding="utf-8")
+            os.replace(temporary, name)
+        except OSError as cause:
+            # A full disk must not end a run that trains.
+            say(f"{name} cannot be written ({cause.strerror}): the batch script does not learn of: {line}")

@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Protocol
 
 from rich.console import Console
@@ -27,7 +27,9 @@ class Advance(Protocol):
 
 def say(line: str) -> None:
     """One plain line of progress to standard error; standard output stays for results."""
-    print(line, file=sys.stderr, flush=True)
+    # A log on a full disk must not end the run that writes it, and there is nowhere else to say so.
+    with suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -123,6 +123,6 @@ def _on_ranks(recipe: str, overrides: list[str] | None, work: Callable[[Any, Any
     from megatron_offgrpo.parallel import runtime
 
     run.check_layout(local.world_size())
-    place = runtime.start(run.layout, seed=run.seed)
+    place = runtime.start(run.layout, seed=run.seed, fault_seconds=run.fault.timeout_seconds)
     work(run, place)
     runtime.stop()

@@ -1,5 +1,6 @@
 """Starts and ends the process groups, and answers where this process is in the layout."""
 
+import math
 import os
 from dataclasses import dataclass
 from datetime import timedelta
@@ -10,6 +11,9 @@ from torch.distributed.nn.functional import all_reduce
 
 from megatron_offgrpo.config import LayoutConfig
 from megatron_offgrpo.parallel import adamw, local, portable
+
+JOIN_MINUTES = 30
+"""The least limit of a group: ranks may start long after each other."""
 
 
 @dataclass(frozen=True)
@@ -46,27 +50,36 @@ class Placement:
         return self.is_last_stage and self.tp_rank == 0
 
 
-def start(layout: LayoutConfig, *, seed: int, timeout_minutes: int = 30) -> Placement:
-    """Joins the process group (torchrun's or srun's environment; alone without one) and makes Megatron's groups."""
+def start(layout: LayoutConfig, *, seed: int, fault_seconds: float = 1800.0) -> Placement:
+    """Joins the process group (torchrun's or srun's environment; alone without one) and makes Megatron's groups.
+
+    Args:
+        fault_seconds: `fault.timeout_seconds`. The groups end a rank that waits longer, without its stacks: their own
+            limit comes after that of the watchdog.
+    """
     portable.install()
     world_size = local.world_size()
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if not dist.is_initialized():
-        _join(world_size, timeout_minutes)
-    return place(layout, seed)
+        _join(world_size, timedelta(minutes=group_minutes(fault_seconds)))
+    return place(layout, seed, fault_seconds=fault_seconds)
 
 
-def _join(world_size: int, timeout_minutes: int) -> None:
+def group_minutes(fault_seconds: float) -> int:
+    """How long a rank waits in a collective, or for the others to join."""
+    return max(JOIN_MINUTES, math.ceil(fault_seconds / 60) + 5)
+
+
+def _join(world_size: int, timeout: timedelta) -> None:
     backend = "nccl" if torch.cuda.is_available() else "gloo"
-    timeout = timedelta(minutes=timeout_minutes)
     if world_size == 1 and "MASTER_ADDR" not in os.environ:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
     else:
         dist.init_process_group(backend, timeout=timeout)
 
 
-def place(layout: LayoutConfig, seed: int) -> Placement:
+def place(layout: LayoutConfig, seed: int, *, fault_seconds: float = 1800.0) -> Placement:
     """Makes Megatron's process groups for `layout` over the joined processes."""
     adamw.install()
     from megatron.core import parallel_state
@@ -80,6 +93,8 @@ def place(layout: LayoutConfig, seed: int) -> Placement:
         context_parallel_size=layout.cp,
         expert_model_parallel_size=layout.ep,
         expert_tensor_parallel_size=1 if layout.ep > 1 else None,
+        # Megatron's groups do not take the limit of the world's group.
+        distributed_timeout_minutes=group_minutes(fault_seconds),
     )
     model_parallel_cuda_manual_seed(seed + 1, force_reset_rng=True)
     return Placement(

@@ -69,8 +69,8 @@ def plan_facts(plan: Plan | None, run: RunConfig, machine: Machine) -> Facts:
         "recompute": run.model.recompute,
     }
     if plan is not None:
-        facts["plan"] = _counts(plan)
         facts |= _work(plan, run, machine, shape)
+        facts["plan"] = _counts(plan, facts["balance"]["zero_weight_packs"] * run.plan.pack_multiple)
     return facts | {"memory": _memory(run, machine, shape, plan, facts)}
 
 
@@ -95,13 +95,13 @@ def require_fit(facts: Facts) -> None:
     )
 
 
-def _counts(plan: Plan) -> Facts:
+def _counts(plan: Plan, zero_weight_tokens: int) -> Facts:
     counts = dict(plan.manifest.counts)
     return {
         **counts,
         "packs_lower_bound": packs_lower_bound(plan),
         "longest_pack": int(plan.pack_padded.max()),
-        "fill": counts["tokens"] / counts["padded_tokens"],
+        "fill": counts["tokens"] / (counts["padded_tokens"] + zero_weight_tokens),
         "trajectories_of_first_step": plan.num_trajectories_of_step(0),
         "trajectories_of_last_step": plan.num_trajectories_of_step(plan.num_steps - 1),
     }

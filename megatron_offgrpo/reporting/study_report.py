@@ -12,8 +12,12 @@ from megatron_offgrpo.reporting.plots import BASE, FINAL, STYLE, TEACHER, accura
 MAIN = "0.6"
 HEADER = (
     "arm", "rate", "T 0", "T 0.6", "T 1", "pass@4, T 1", "level 1", "level 2", "retention", "adjusted", "KL", "entropy",
-    "tokens", "seconds",
+    "steps", "tokens", "seconds",
 )  # fmt: skip
+DIFFERENCES = {"base": ("0.0", MAIN, "retention"), "bias": (MAIN,), "sft": (MAIN,)}
+"""Which of an arm's differences are shown: to an arm, in an accuracy or in retention."""
+NAMED = {"0.0": "T 0", MAIN: "T 0.6", "retention": "retention", "base": "base", "bias": "released", "sft": "SFT"}
+CLAIMS = ("claim", "compared", "figure", "95 % interval", "verdict")
 Summary = dict[str, Any]
 
 
@@ -48,9 +52,10 @@ def study_page(summary: Summary, title: str) -> str:
                 "Tokens and seconds to an accuracy",
                 page.figure(drawn["tokens"], "accuracy over tokens", wide=True),
                 page.figure(drawn["seconds"], "accuracy over seconds", wide=True),
-                time_table(arms),
+                page.table(*times(arms), number_columns=(1, 2)),
             ),
             page.section("All figures", arms_table(arms)),
+            page.section("Differences", page.table(*differences(arms), number_columns=range(1, 6))),
             page.section("Learning rates tried", sweep_table(arms)),
         ],
     )
@@ -69,9 +74,7 @@ def plots(summary: Summary) -> dict[str, str]:
 
 def claims_table(claims: Sequence[Summary]) -> str:
     """One row a claim."""
-    return page.table(
-        ("claim", "second - first", "figure", "95 % interval", "verdict"), [claim_row(one) for one in claims]
-    )
+    return page.table(CLAIMS, [claim_row(one) for one in claims])
 
 
 def claim_row(claim: Summary) -> list[str]:
@@ -80,7 +83,7 @@ def claim_row(claim: Summary) -> list[str]:
     kind = "difference" if "difference" in claim else "ratio of times"
     return [
         f"{claim['claim']}. {claim['text']}",
-        f"{claim['second']}, {claim['first']}",
+        f"{claim['second']} - {claim['first']}" if "difference" in claim else f"{claim['second']} / {claim['first']}",
         "none" if value is None else f"{kind} {value:.3f}",
         between(claim["ci95"]),
         claim["verdict"],
@@ -107,8 +110,9 @@ def arm_row(arm: Summary) -> list[str]:
         f"{arm['levels']['level2']:.3f}",
         f"{arm['retention']['mean']:.3f} ({between(arm['retention']['ci95'])})",
         f"{arm['adjusted']['mean']:.3f}",
-        f"{arm['kl']:.3f}",
+        f"{round(arm['kl'], 3) + 0.0:.3f}",
         f"{arm['entropy']:.3f}",
+        f"{arm['steps']:.0f}",
         f"{arm['tokens'] + (arm['rollout_tokens'] or 0):.0f}",
         f"{seconds:.1f}",
     ]
@@ -119,24 +123,41 @@ def arms_table(arms: Sequence[Summary]) -> str:
     return page.table(HEADER, [arm_row(arm) for arm in arms], number_columns=range(1, len(HEADER)))
 
 
+def differences(arms: Sequence[Summary]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: each arm minus the base student, the released objective and SFT, where the study has them."""
+    there = {arm["name"] for arm in arms}
+    shown = [(other, of) for other, ofs in DIFFERENCES.items() if other in there for of in ofs]
+    rows = [
+        [arm["title"], *(_difference(arm["versus"].get(other, {}).get(of)) for other, of in shown)]
+        for arm in arms
+        if arm["versus"]
+    ]
+    return ["arm", *(f"- {NAMED[other]}, {NAMED[of]}" for other, of in shown)], rows
+
+
+def _difference(value: Summary | None) -> str:
+    return "" if value is None else f"{value['mean']:+.3f} ({between(value['ci95'])})"
+
+
 def sweep_table(arms: Sequence[Summary]) -> str:
     """Validation accuracy and retention at every rate."""
-    rows = [
-        [arm["title"], "; ".join(f"{rate:g}: {accuracy:.3f}, {kept:.3f}" for rate, accuracy, kept in arm["sweep"])]
-        for arm in arms
-        if arm["sweep"]
-    ]
+    rows = [[arm["title"], "; ".join(map(_rate, arm["sweep"]))] for arm in arms if arm["sweep"]]
     return page.table(("arm", "rate: accuracy, retention on the validation problems"), rows)
 
 
-def time_table(arms: Sequence[Summary]) -> str:
-    """Tokens and seconds at which an arm has the accuracy that on-policy training ends with."""
+def _rate(one: Summary) -> str:
+    figures = one.get("failed") or f"{one['accuracy']:.3f}, {one['retention']:.3f}"
+    return f"{one['lr']:g}: {figures}"
+
+
+def times(arms: Sequence[Summary]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: tokens and seconds at which an arm has the accuracy that on-policy training ends with."""
     rows = [
         [arm["title"], *(_reached(arm["to_on_policy_accuracy"][name]) for name in ("tokens", "seconds"))]
         for arm in arms
         if arm["to_on_policy_accuracy"] and arm["curve"]
     ]
-    return page.table(("to the final accuracy of on-policy GRPO", "tokens", "seconds"), rows, number_columns=(1, 2))
+    return ["to the final accuracy of on-policy GRPO", "tokens", "seconds"], rows
 
 
 def _reached(value: float | None) -> str:
@@ -198,13 +219,16 @@ def curve_plot(arms: Sequence[Summary], column: int, unit: str) -> str:
 
 def markdown(summary: Summary) -> str:
     """Claims and figures as tables for docs/study.md."""
-    lines = []
-    if summary["claims"]:
-        lines += ["| claim | figure | 95 % interval | verdict |", "|---|---|---|---|"]
-        for claim in summary["claims"]:
-            text, pair, value, interval, verdict = claim_row(claim)
-            lines.append(f"| {text} ({pair}) | {value} | {interval} | {verdict} |")
-        lines.append("")
-    lines += ["| " + " | ".join(HEADER) + " |", "|---" * len(HEADER) + "|"]
-    lines += ["| " + " | ".join(arm_row(arm)) + " |" for arm in summary["arms"]]
-    return "\n".join(lines) + "\n"
+    arms = summary["arms"]
+    tables: list[tuple[Sequence[str], list[list[str]]]] = [
+        (CLAIMS, [claim_row(one) for one in summary["claims"]]),
+        (HEADER, [arm_row(arm) for arm in arms]),
+        differences(arms),
+        times(arms),
+    ]
+    return "\n".join(_markdown_table(header, rows) for header, rows in tables if rows)
+
+
+def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)

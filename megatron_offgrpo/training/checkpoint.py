@@ -10,15 +10,16 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
 from torch.distributed.checkpoint.api import CheckpointException
 
+from checkpoints_conversion.safe_load import load_tensors
 from megatron_offgrpo.artifacts import Manifest, read_manifest, write_manifest
 from megatron_offgrpo.config import CheckpointFormat
 from megatron_offgrpo.errors import CheckpointError
 from megatron_offgrpo.parallel.runtime import Placement
 from megatron_offgrpo.training.checkpoint_folder import (
+    best_up_to,
     candidates,
     files_of,
     iteration_folder,
@@ -28,6 +29,7 @@ from megatron_offgrpo.training.checkpoint_folder import (
     sha256_of,
     take_place,
     verified_manifest,
+    write_best,
     write_tracker,
 )
 from megatron_offgrpo.training.checkpoint_state import (
@@ -40,16 +42,21 @@ from megatron_offgrpo.training.checkpoint_state import (
     require_loadable,
     saved_state,
 )
+from megatron_offgrpo.training.checkpoint_write import REMEDY, begin_writing, on_all_ranks, on_writer
 from megatron_offgrpo.training.student import Student
-from megatron_offgrpo.training.writer_process import start_writer_process
+from megatron_offgrpo.training.writer_process import drop_results, start_writer_process
 
 START_OVER = "offgrpo train with --force starts over"
 
 
 def load_weights(student: Student, checkpoint: Path) -> None:
-    """Fills the model, and the optimizer's fp32 master weights from it; for the start of a run."""
+    """Fills the model, and the optimizer's fp32 master weights from it; for the start of a run.
+
+    Raises:
+        CheckpointError: it does not hold this model, or holds something other than tensors in its place.
+    """
     state = {"model": model_state(student)}
-    fill_model(student, dist_checkpointing.load(state, str(checkpoint))["model"])
+    fill_model(student, load_tensors(state, checkpoint)["model"])
     student.optimizer.reload_model_params()
 
 
@@ -57,13 +64,13 @@ def load_all(student: Student, checkpoint: Path) -> dict[str, Any]:
     """Fills model and optimizer, and returns the unsharded rest (iteration, ...); for a resumed run.
 
     Raises:
-        CheckpointError: it is sharded, and another layout wrote it.
+        CheckpointError: it is sharded, and another layout wrote it; or as for `load_weights`.
     """
     manifest = read_manifest(checkpoint, "checkpoint", remedy=START_OVER)
     require_loadable(student, manifest, checkpoint)
     model = model_state(student)
     state = {"model": model, "optimizer": optimizer_state(student, model, format_of(manifest), is_loading=True)}
-    loaded = dist_checkpointing.load(state, str(checkpoint))
+    loaded = load_tensors(state, checkpoint)
     fill_model(student, loaded.pop("model"))
     # 0.16.1's loader of the sharded format copies into the fp32 weights without this of its own.
     with torch.no_grad():
@@ -74,25 +81,42 @@ def load_all(student: Student, checkpoint: Path) -> dict[str, Any]:
 def newest_whole(folder: Path, place: Placement, tell: Callable[[str], None]) -> Path | None:
     """The newest checkpoint whose files are as they were written, or None where there is none; all ranks call it.
 
+    A tracker that is missing or names none is mended.
+
     Args:
-        tell: called on the writer for each damaged checkpoint that is passed over.
+        tell: called on the writer for each damaged checkpoint that is passed over, and for a tracker that is mended.
 
     Raises:
-        CheckpointError: there are checkpoints, and all of them are damaged.
+        CheckpointError: there are or were checkpoints, and none is whole.
     """
-    problem = None
-    for checkpoint in candidates(folder):
+    # Only the writer looks: on a network file system ranks may see different names, and would wait for each other.
+    found, tracker_problem = on_all_ranks(partial(candidates, folder) if place.is_writer else lambda: None, place)[0]
+    problem = tracker_problem
+    for checkpoint in found:
         verify = partial(verified_manifest, checkpoint, START_OVER, part=place.rank, parts=place.world_size)
         try:
-            _on_all_ranks(verify, place)
-            return checkpoint
+            on_all_ranks(verify, place)
         except CheckpointError as cause:
-            problem = cause
+            problem = str(cause)
             if place.is_writer:
                 tell(f"passed over a checkpoint: {cause}")
+            continue
+        if tracker_problem is not None and place.is_writer:
+            tell(f"{tracker_problem}; the newest whole checkpoint is {checkpoint.name}")
+        if tracker_problem is not None:
+            number = int(checkpoint.name.removeprefix("iter_"))
+            on_all_ranks(partial(write_tracker, folder, str(number)) if place.is_writer else lambda: None, place)
+        return checkpoint
     if problem is not None:
-        raise CheckpointError("no whole checkpoint is left", where=str(folder), got=str(problem), remedy=START_OVER)
+        raise CheckpointError("no whole checkpoint is left", where=str(folder), got=problem, remedy=START_OVER)
     return None
+
+
+def best_so_far(folder: Path, iteration: int, place: Placement) -> dict[str, Any] | None:
+    """`best_up_to`, read by the writer for all ranks: they must agree on what is better."""
+    read = partial(best_up_to, folder, iteration) if place.is_writer else lambda: None
+    best: dict[str, Any] | None = on_all_ranks(read, place)[0]
+    return best
 
 
 class CheckpointWriter:
@@ -109,16 +133,27 @@ class CheckpointWriter:
         """Iteration of the newest complete checkpoint that this writer has written."""
         start_writer_process()
         self._queue = AsyncCallsQueue()
-        self._pending: tuple[int, Path, Manifest] | None = None
-        self._on_writer(lambda: remove_unfinished(folder))
+        self._pending: tuple[int, Path, Manifest, tuple[str, float] | None] | None = None
+
+        def prepare() -> None:
+            folder.mkdir(parents=True, exist_ok=True)
+            remove_unfinished(folder)
+
+        on_writer(prepare, place)
 
     def save(
-        self, student: Student, iteration: int, manifest: Manifest, format: CheckpointFormat = "reshardable"
+        self,
+        student: Student,
+        iteration: int,
+        manifest: Manifest,
+        format: CheckpointFormat = "reshardable",
+        best: tuple[str, float] | None = None,
     ) -> None:
         """Begins to write `iteration`, after what was begun before is complete.
 
         Args:
             manifest: what the checkpoint was made from; format, layout, lengths and checksums are added.
+            best: validation metric and value of what becomes the best checkpoint when it is complete.
 
         Raises:
             CheckpointError: this save or the one before failed: no room, no permission, the folder has gone.
@@ -128,24 +163,28 @@ class CheckpointWriter:
         num_bytes = self._total(local_bytes(state))
         counts = {**manifest.counts, "iteration": iteration, "format": format, "layout": layout_of(student)}
         # A writer process that outlived a killed run may still be busy with the name of then.
-        token = _on_all_ranks(time.time_ns, self.place)[0]
+        token = on_all_ranks(time.time_ns, self.place)[0]
         temporary = self.folder / f".{iteration_folder(self.folder, iteration).name}.{token}.tmp"
 
         def prepare() -> None:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            # Not made again: after an unmount it would fill the disk of this node.
+            if not self.folder.is_dir():
+                raise CheckpointError(
+                    "the folder of the checkpoints has gone", where=str(self.folder), remedy="mount or make it again"
+                )
             require_room(self.folder, num_bytes)
             temporary.mkdir()
 
-        self._on_writer(prepare)
+        on_writer(prepare, self.place)
         try:
-            request = dist_checkpointing.save(state, str(temporary), async_sharded_save=self.asynchronous)
-        except CheckpointException as cause:
-            raise self._failed(cause, temporary) from cause
-        self._pending = iteration, temporary, replace(manifest, counts=counts)
-        if self.asynchronous:
-            self._queue.schedule_async_request(request)
-        else:
-            self._complete()
+            request = begin_writing(state, temporary, self.place)
+            on_all_ranks(lambda: self._queue.schedule_async_request(request), self.place)
+        except CheckpointError:
+            self._give_up(temporary)
+            raise
+        self._pending = iteration, temporary, replace(manifest, counts=counts), best
+        if not self.asynchronous:
+            self.finish()
 
     def poll(self) -> None:
         """Completes a save that all ranks have written; does not wait.
@@ -166,20 +205,22 @@ class CheckpointWriter:
     def _finalize(self, *, blocking: bool) -> None:
         if self._pending is None:
             return
+        iteration, temporary, manifest, best = self._pending
         try:
-            done = self._queue.maybe_finalize_async_calls(blocking=blocking)
+            if not self._queue.maybe_finalize_async_calls(blocking=blocking):
+                return
+            self._complete(iteration, temporary, manifest, best)
         except CheckpointException as cause:
-            # The queue would hand the failed request out again.
-            self._queue = AsyncCallsQueue()
-            raise self._failed(cause, self._pending[1]) from cause
-        if done:
-            self._complete()
-
-    def _complete(self) -> None:
-        """Checksums, manifest, name, tracker."""
-        assert self._pending is not None
-        iteration, temporary, manifest = self._pending
+            self._give_up(temporary)
+            raise self._write_error(cause) from cause
+        except CheckpointError:
+            self._give_up(temporary)
+            raise
         self._pending = None
+        self.saved = iteration
+
+    def _complete(self, iteration: int, temporary: Path, manifest: Manifest, best: tuple[str, float] | None) -> None:
+        """Checksums, manifest, name, tracker."""
         target = iteration_folder(self.folder, iteration)
 
         def digests_of_my_share() -> dict[str, str]:
@@ -187,7 +228,7 @@ class CheckpointWriter:
                 path.name: sha256_of(path) for path in files_of(temporary)[self.place.rank :: self.place.world_size]
             }
 
-        digests = _on_all_ranks(digests_of_my_share, self.place)
+        digests = on_all_ranks(digests_of_my_share, self.place)
 
         def name_it() -> None:
             counts = {
@@ -197,52 +238,37 @@ class CheckpointWriter:
             }
             write_manifest(temporary, replace(manifest, counts=counts))
             take_place(temporary, target)
+            if best is not None:
+                # Before the tracker: a kill in between has the run validate this step once more.
+                write_best(self.folder, iteration, *best)
             write_tracker(self.folder, str(iteration))
-            remove_old(self.folder, self.keep)
+            remove_old(self.folder, self.keep, iteration)
 
-        self._on_writer(name_it)
-        self.saved = iteration
+        on_writer(name_it, self.place)
 
-    def _failed(self, cause: CheckpointException, temporary: Path) -> CheckpointError:
+    def _give_up(self, temporary: Path) -> None:
+        """Removes what was written: on a disk that is nearly full nothing else would fit beside it."""
         self._pending = None
-        if self.place.is_writer:
-            shutil.rmtree(temporary, ignore_errors=True)
+
+        def end_writers() -> None:
+            for call in self._queue.async_calls:
+                call.async_caller.close()
+            drop_results()
+
+        on_all_ranks(end_writers, self.place)
+        # The old queue would hand the failed request out again.
+        self._queue = AsyncCallsQueue()
+        on_writer(lambda: shutil.rmtree(temporary, ignore_errors=True), self.place)
+
+    def _write_error(self, cause: CheckpointException) -> CheckpointError:
         reasons = [str(failure[0] if isinstance(failure, tuple) else failure) for failure in cause.failures.values()]
         return CheckpointError(
             "a checkpoint could not be written" + (f" ({reasons[0]})" if reasons else ""),
             where=str(self.folder),
-            remedy="the checkpoints before it are untouched; look at space, quota and permissions there",
+            remedy=REMEDY,
         )
-
-    def _on_writer(self, work: Callable[[], None]) -> None:
-        _on_all_ranks(work if self.place.is_writer else lambda: None, self.place)
 
     def _total(self, num_bytes: int) -> int:
         total = torch.tensor(num_bytes, dtype=torch.int64, device=self.place.device)
         dist.all_reduce(total)
         return int(total)
-
-
-def _on_all_ranks(work: Callable[[], Any], place: Placement) -> list[Any]:
-    """Runs `work` on every rank and gathers what it returns; an error of one is raised on all, so that none waits.
-
-    Raises:
-        CheckpointError: the first rank's error.
-    """
-    result, problem = None, None
-    try:
-        result = work()
-    except CheckpointError as cause:
-        problem = cause
-    except OSError as cause:
-        problem = CheckpointError(
-            f"{cause.strerror or cause}",
-            where=str(cause.filename or "checkpoint"),
-            remedy="older checkpoints are untouched; look at space, quota and permissions there",
-        )
-    gathered: list[Any] = [None] * place.world_size
-    dist.all_gather_object(gathered, (result, problem))
-    for _, error in gathered:
-        if error is not None:
-            raise error
-    return [result for result, _ in gathered]

@@ -2,7 +2,6 @@
 
 import gc
 import random
-import shutil
 import time
 from pathlib import Path
 
@@ -19,12 +18,11 @@ from megatron_offgrpo.outcome import report_step
 from megatron_offgrpo.parallel.runtime import Placement
 from megatron_offgrpo.progress import progress, say
 from megatron_offgrpo.training import checkpoint
-from megatron_offgrpo.training.checkpoint_folder import read_best, write_best
 from megatron_offgrpo.training.inputs import Inputs, leave_out, open_inputs
 from megatron_offgrpo.training.measures import step_values
 from megatron_offgrpo.training.packs import batches_of, own_packs
 from megatron_offgrpo.training.quarantine import BadStep, Quarantine, Rollback, read_quarantine, write_quarantine
-from megatron_offgrpo.training.run_folder import MetricsLog, open_run
+from megatron_offgrpo.training.run_folder import MetricsLog, clear, open_run
 from megatron_offgrpo.training.signals import StopRequest
 from megatron_offgrpo.training.step import BadStepError, train_step
 from megatron_offgrpo.training.student import build_student, learning_rate
@@ -44,7 +42,7 @@ def train(run: RunConfig, place: Placement, *, force: bool = False) -> bool:
         True if the plan is finished, False if a signal ended the run after a checkpoint.
 
     Raises:
-        TrainingError: a bad step, where the run is to halt, or too many rollbacks.
+        TrainingError: a bad step, where the run is to halt, too many rollbacks, or not one step that was good.
         CheckpointError: the last checkpoint could not be written; an earlier failure is said, and training goes on.
     """
     stop = StopRequest()
@@ -53,7 +51,7 @@ def train(run: RunConfig, place: Placement, *, force: bool = False) -> bool:
     output = Path(run.paths.output)
     if place.is_writer:
         if force:
-            shutil.rmtree(output, ignore_errors=True)
+            clear(output)
         open_run(output, inputs.manifest, run.name)
     dist.barrier()
     _seed(run.seed)
@@ -108,8 +106,8 @@ class _Training:
         """Whether there is anything to save: without an update the optimizer has no state."""
         self.save_seconds = 0.0
         """Since the last line of the log."""
-        best = read_best(self.output / CHECKPOINTS)
-        self.best: float | None = None if best is None else best.get(run.validation.metric)
+        self.best: float | None = None
+        """Value of the validation metric at the best checkpoint, once this is complete."""
 
     def run_to_the_end(self) -> bool:
         first_step = self._load()
@@ -125,34 +123,47 @@ class _Training:
                 try:
                     values = self._step(step)
                 except (TrainingError, Rollback):
-                    self._finish_saving()
+                    # Before the run ends or goes back.
+                    self._settle(wait=True)
                     raise
                 done = step + 1
-                better = self._validate_after(step, values)
+                best = self._validate_after(step, values)
                 log.write({**values, "save_seconds": self.save_seconds})
                 self.save_seconds = 0.0
                 advance(1, " ".join(f"{name} {values[name]:.4g}" for name in ("loss", "grad_norm") if name in values))
                 stopping = self.stop.agreed(self.place)
-                self._save_after(step, better, last=stopping or done == self.num_steps)
+                self._save_after(step, best, last=stopping or done == self.num_steps)
                 if stopping:
                     break
+        if done == self.num_steps and not self.has_learnt:
+            last = f", the last: {self.bad_steps[-1].reason}" if self.bad_steps else ""
+            raise TrainingError(
+                "no step has changed the weights: there is nothing to save",
+                where=str(self.output),
+                got=f"{done} steps skipped or empty{last}",
+                remedy="look at the store, fault.max_grad_norm and the learning rate, and start over with --force",
+            )
         if self.place.is_writer and done < self.num_steps:
             where = f"after step {done} of {self.num_steps}"
-            say(f"train: stopped by a signal {where}, saved; run the same command to go on")
+            saved = "saved" if self.has_learnt else "with nothing to save yet"
+            say(f"train: stopped by a signal {where}, {saved}; run the same command to go on")
         return done == self.num_steps
 
     def _load(self) -> int:
         """Loads the newest whole checkpoint of the run, or the initial weights; returns the step to go on with."""
         self.watchdog.alive("loading")
         newest = checkpoint.newest_whole(self.output / CHECKPOINTS, self.place, lambda text: say(f"train: {text}"))
+        iteration = 0
         if newest is None:
             checkpoint.load_weights(self.student, self.inputs.initial)
-            return 0
-        rest = checkpoint.load_all(self.student, newest)
-        self.has_learnt = True
-        if self.place.is_writer:
-            say(f"train: resumed from {newest}")
-        return int(rest["iteration"])
+        else:
+            iteration = int(checkpoint.load_all(self.student, newest)["iteration"])
+            self.has_learnt = True
+            if self.place.is_writer:
+                say(f"train: resumed from {newest}")
+        best = checkpoint.best_so_far(self.output / CHECKPOINTS, iteration, self.place)
+        self.best = None if best is None else best.get(self.run.validation.metric)
+        return iteration
 
     def _step(self, step: int) -> dict[str, float]:
         """One step of the plan and what it logs; a bad step that is skipped logs `skipped`."""
@@ -205,51 +216,53 @@ class _Training:
         values = validate(self.student, mine, batches_of(plan, self.inputs, self.run, self.place), self.run, self.place)
         return values | {f"{PREFIX}seconds": time.perf_counter() - started}
 
-    def _validate_after(self, step: int, values: dict[str, float]) -> bool:
-        """Adds the validation metrics to `values` where they are due; True where they are the best so far."""
+    def _validate_after(self, step: int, values: dict[str, float]) -> float | None:
+        """Adds the validation metrics to `values` where they are due; returns a value that makes a best checkpoint."""
         every, done = self.run.validation.every_steps, step + 1
         if self.inputs.validation is None or (done < self.num_steps and (done % every or self.bad_steps)):
-            return False
+            return None
         values |= self._validate()
-        if not is_better(values, self.best, self.run):
-            return False
-        self.best = values[f"{PREFIX}{self.run.validation.metric}"]
-        return self.run.validation.keep_best
+        if not is_better(values, self.best, self.run) or not self.run.validation.keep_best:
+            return None
+        return values[f"{PREFIX}{self.run.validation.metric}"]
 
-    def _finish_saving(self) -> None:
-        """Before the run ends by an error or goes back."""
+    def _settle(self, *, wait: bool) -> None:
+        """Completes the save that was begun last; if it failed, that is said: what comes next does not fail with it."""
         try:
-            self.writer.finish()
+            if wait:
+                self.writer.finish()
+            else:
+                self.writer.poll()
         except CheckpointError as error:
             if self.place.is_writer:
-                say(f"train: {error}")
+                say(f"train: an earlier save failed: {error}")
 
-    def _save_after(self, step: int, better: bool, *, last: bool) -> None:
+    def _save_after(self, step: int, best: float | None, *, last: bool) -> None:
         """Saves where it is due; only the last save must succeed.
 
         After bad steps the weights are those before the first of them, and are saved as such, and only where the run
         stops: a checkpoint of a later step would hide them from the run that goes on from it.
         """
         every, done = self.run.checkpoint.every_steps, step + 1
+        due = last or best is not None or (every > 0 and done % every == 0)
         if not self.has_learnt or (self.bad_steps and not last):
             return
         if self.bad_steps and done < self.num_steps:
             done = self.bad_steps[0].step
         self.watchdog.alive(f"saving after step {step}")
         started = time.perf_counter()
+        self._settle(wait=due)
         try:
-            self.writer.poll()
-            if last or better or (every and done % every == 0):
+            if due:
                 # What is exported rather than gone on from should load everywhere.
-                format = "reshardable" if better or done == self.num_steps else self.run.checkpoint.format
+                format = "reshardable" if best is not None or done == self.num_steps else self.run.checkpoint.format
                 manifest = _checkpoint_manifest(self.inputs, self.quarantine, done)
-                self.writer.save(self.student, done, manifest, format)
-            if better:
+                named = None if best is None else (self.run.validation.metric, best)
+                self.writer.save(self.student, done, manifest, format, named)
+            if last or best is not None:
                 self.writer.finish()
-                if self.place.is_writer and self.best is not None:
-                    write_best(self.output / CHECKPOINTS, done, self.run.validation.metric, self.best)
-            if last:
-                self.writer.finish()
+            if best is not None:
+                self.best = best
         except CheckpointError as error:
             if last:
                 raise

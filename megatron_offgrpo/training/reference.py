@@ -1,5 +1,6 @@
 """The reference pass: one forward over every trajectory of the store, before training and in any layout."""
 
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,12 @@ from megatron_offgrpo.training.checkpoint import load_weights
 from megatron_offgrpo.training.checkpoint_folder import require_latest
 from megatron_offgrpo.training.reference_cache import inputs_of, write_reference
 from megatron_offgrpo.training.student import Student, build_student, run_packs
+from megatron_offgrpo.training.watchdog import Watchdog
 
 PackLogprobs = tuple[list[int], np.ndarray, np.ndarray]
 """Trajectories of a pack, places of this rank's rows among their response tokens, log-probs of these rows."""
 PACKS_PER_ROUND = 64
-"""Packs of one data-parallel rank between two gatherings."""
+"""Packs of one data-parallel rank between two gatherings, less what interleaved stages need for a multiple."""
 
 
 def compute_reference(run: RunConfig, place: Placement, *, force: bool = False) -> None:
@@ -40,13 +42,16 @@ def compute_reference(run: RunConfig, place: Placement, *, force: bool = False) 
         if place.is_writer:
             say(f"reference: {run.paths.reference} is up to date")
         return
-    with closing(build_student(read_architecture(run.paths.hf_model), run)) as student:
-        load_weights(student, checkpoint)
-        logprobs = reference_logprobs(student, store, run, place)
-    if place.is_writer:
-        assert logprobs is not None
-        write_reference(run.paths.reference, logprobs, inputs, to_dict(run))
-    dist.barrier()
+    with Watchdog(Path(run.paths.reference).parent, place.rank, run.fault.timeout_seconds) as watchdog:
+        watchdog.alive("loading")
+        with closing(build_student(read_architecture(run.paths.hf_model), run)) as student:
+            load_weights(student, checkpoint)
+            logprobs = reference_logprobs(student, store, run, place, alive=watchdog.alive)
+        watchdog.alive("writing the reference")
+        if place.is_writer:
+            assert logprobs is not None
+            write_reference(run.paths.reference, logprobs, inputs, to_dict(run))
+        dist.barrier()
 
 
 def _is_current(folder: Path, inputs: dict[str, str]) -> bool:
@@ -55,11 +60,21 @@ def _is_current(folder: Path, inputs: dict[str, str]) -> bool:
     return read_manifest(folder, "reference", remedy="delete it").inputs == inputs
 
 
-def reference_logprobs(student: Student, store: TrajectoryStore, run: RunConfig, place: Placement) -> np.ndarray | None:
+def reference_logprobs(
+    student: Student,
+    store: TrajectoryStore,
+    run: RunConfig,
+    place: Placement,
+    *,
+    alive: Callable[[str], None] = lambda doing: None,
+) -> np.ndarray | None:
     """fp32 log-probs of every response token in store order, on the writer; None on the other ranks.
 
     The packs are those of the plan's first epoch, then packs of what that epoch leaves out: at the same layout step 0
     computes the very same packs, and its log-probs equal the reference to the bit.
+
+    Args:
+        alive: called for each pack, with what is done.
     """
     order, shares = reference_order(store, run.plan, run.objective)
     packs = [_members(trajectories, store, shares=shares) for trajectories in order]
@@ -69,12 +84,15 @@ def reference_logprobs(student: Student, store: TrajectoryStore, run: RunConfig,
         float(sum((store.response_lengths if m.continues else lengths)[m.trajectory] for m in members))
         for members in packs
     ]
-    mine = assign(costs, place.dp, run.layout.pp if run.layout.vpp > 1 else 1)[place.dp_rank]
+    group = run.layout.pp if run.layout.vpp > 1 else 1
+    mine = assign(costs, place.dp, group)[place.dp_rank]
+    size = max(PACKS_PER_ROUND // group, 1) * group
     logprobs = np.full(offsets[-1], np.nan, np.float32) if place.is_writer else None
-    rounds = [mine[start : start + PACKS_PER_ROUND] for start in range(0, len(mine), PACKS_PER_ROUND)]
+    rounds = [mine[start : start + size] for start in range(0, len(mine), size)]
     with progress("reference", len(mine), enabled=place.is_writer) as advance:
         for numbers in rounds:
-            results = _forward([packs[n] if n is not None else [] for n in numbers], student, store, run, place)
+            members = [packs[n] if n is not None else [] for n in numbers]
+            results = _forward(members, student, store, run, place, alive)
             _gather(results, logprobs, offsets, place)
             advance(len(numbers))
     return logprobs
@@ -87,11 +105,17 @@ def _members(trajectories: list[int], store: TrajectoryStore, *, shares: bool) -
 
 
 def _forward(
-    packs: list[list[Member]], student: Student, store: TrajectoryStore, run: RunConfig, place: Placement
+    packs: list[list[Member]],
+    student: Student,
+    store: TrajectoryStore,
+    run: RunConfig,
+    place: Placement,
+    alive: Callable[[str], None],
 ) -> list[PackLogprobs]:
     """Of each pack, on ranks that report."""
 
     def make(members: list[Member]) -> Batch:
+        alive("a pack of the reference")
         return build_batch(
             store,
             members,

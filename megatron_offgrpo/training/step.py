@@ -66,6 +66,15 @@ def train_step(
     clock.ends("forward_backward")
     if bad_pack is None and _any_rank(not student.gradients_are_finite(), place):
         bad_pack = _find_bad_pack(student, packs, make_batch, run, place)
+        if bad_pack is None:
+            worst = _largest_pack(student, packs, make_batch, run, place)
+            raise BadStepError(
+                "each pack's gradient is finite, but their sum is NaN or inf; the weights were not changed",
+                worst,
+                make_batch(worst),
+                whose="the largest in ",
+                remedy="an overflow where gradients are this large; else look at the memory and links of the devices",
+            )
     if bad_pack is not None:
         raise BadStepError(
             "NaN or inf in the loss or a gradient; the weights were not changed",
@@ -162,9 +171,11 @@ def _gradients_alone(
     Gradients are summed over packs and ranks, so the sum does not say which pack it was. Ranks take turns, which takes
     time; a bad step is worth it.
     """
+    # Interleaved stages take packs in multiples of the pipeline's size.
+    filling = [None] * (run.layout.pp - 1) if run.layout.vpp > 1 else []
     for dp_rank in range(place.dp):
         for pack in packs if place.dp_rank == dp_rank else [None] * len(packs):
-            compute_gradients(student, [pack], make_batch, run, place)
+            compute_gradients(student, [pack, *filling], make_batch, run, place)
             found = torch.tensor(-1 if pack is None else pack, device=place.device)
             dist.all_reduce(found, dist.ReduceOp.MAX)
             if found >= 0:
@@ -173,12 +184,12 @@ def _gradients_alone(
 
 def _find_bad_pack(
     student: Student, packs: Sequence[int | None], make_batch: MakeBatch, run: RunConfig, place: Placement
-) -> int:
-    """The first pack whose gradient alone is not finite."""
+) -> int | None:
+    """The first pack whose gradient alone is not finite; None where only the sum is not."""
     for pack in _gradients_alone(student, packs, make_batch, run, place):
         if _any_rank(not student.gradients_are_finite(), place):
             return pack
-    raise AssertionError("the sum of finite gradients was not finite")
+    return None
 
 
 def _largest_pack(

@@ -1,5 +1,7 @@
 """The objective on the store's validation groups during training, and the checkpoint that does best on them."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -41,7 +43,7 @@ def validate(
 
 
 def is_better(values: dict[str, float], best: float | None, run: RunConfig) -> bool:
-    """Whether the run's validation metric is better than `best`.
+    """Whether the run's validation metric is finite and better than `best`.
 
     Raises:
         ConfigError: there is no such metric.
@@ -53,4 +55,10 @@ def is_better(values: dict[str, float], best: float | None, run: RunConfig) -> b
         raise ConfigError(
             "no such validation metric", where="validation.metric", expected=f"one of {known}", got=settings.metric
         )
-    return best is None or (values[name] > best if settings.best == "highest" else values[name] < best)
+    value = values[name]
+    if not math.isfinite(value):
+        return False
+    # NaN, which an older version may have written, is never beaten by comparison.
+    if best is None or not math.isfinite(best):
+        return True
+    return value > best if settings.best == "highest" else value < best

@@ -1,7 +1,7 @@
 """Ends a rank that hangs, after writing the stacks of its threads.
 
 A rank that waits for a dead or stuck peer hangs as well, so that every rank of a hanging run times out and leaves its
-stacks: the odd one among them is the culprit.
+stacks: the odd one among them is the culprit. The next attempt of the run keeps them, under a name of their own.
 """
 
 import faulthandler
@@ -11,9 +11,14 @@ import threading
 import time
 from pathlib import Path
 from types import TracebackType
+from typing import TextIO
+
+from megatron_offgrpo.progress import say
 
 FOLDER = "stacks"
-WORD_SECONDS = 2.0
+LINGER_SECONDS = 3.0
+"""Between the stacks and the end of a rank: its end breaks the collectives of those that are about to leave theirs."""
+WORD_SECONDS = LINGER_SECONDS + 2.0
 """The one-line message comes so long before the end; a hang that holds the interpreter lock ends without it."""
 
 
@@ -27,8 +32,7 @@ class Watchdog:
         self._doing = "start"
 
     def __enter__(self) -> "Watchdog":
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self._path.open("w", encoding="utf-8")
+        self._file = self._open()
         threading.Thread(target=self._watch, daemon=True).start()
         self.alive(self._doing)
         return self
@@ -36,8 +40,24 @@ class Watchdog:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self._stop.set()
         faulthandler.cancel_dump_traceback_later()
+        if self._file is sys.stderr:
+            return
+        is_empty = not os.fstat(self._file.fileno()).st_size
         self._file.close()
-        self._path.unlink(missing_ok=True)
+        if is_empty:
+            self._path.unlink(missing_ok=True)
+
+    def _open(self) -> TextIO:
+        """An empty file for the stacks; those of an earlier attempt stay beside it, under the time of their hang."""
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            if self._path.exists() and (old := self._path.stat()).st_size:
+                hung = time.strftime("%Y-%m-%dT%H-%M-%S", time.gmtime(old.st_mtime))
+                self._path.rename(self._path.with_name(f"{self._path.stem}_{hung}.txt"))
+            return self._path.open("w", encoding="utf-8")
+        except OSError as cause:
+            say(f"rank {self._rank}: {self._path} cannot be opened ({cause.strerror}): stacks go to standard error")
+            return sys.stderr
 
     def alive(self, doing: str) -> None:
         """Starts the time again; `doing` names what comes next, for the message."""
@@ -49,9 +69,9 @@ class Watchdog:
         while not self._stop.wait(max(0.1, self._deadline - time.monotonic())):
             if time.monotonic() >= self._deadline:
                 what = f"rank {self._rank}: error: no progress for {self._seconds:g} s in {self._doing}"
-                where = f"its stacks are in {self._path}, compare those of all ranks"
+                where = f"its stacks are in {self._file.name}, compare those of all ranks"
                 remedy = "remedy: raise fault.timeout_seconds if it was only slow"
-                print("; ".join((what, where, remedy)), file=sys.stderr, flush=True)
+                say("; ".join((what, where, remedy)))
                 faulthandler.dump_traceback(self._file)
-                self._file.flush()
+                time.sleep(LINGER_SECONDS)
                 os._exit(1)

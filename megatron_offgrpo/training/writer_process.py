@@ -28,3 +28,10 @@ def start_writer_process() -> None:
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     filesystem_async._results_queue = manager.Queue()
+
+
+def drop_results() -> None:
+    """Forgets what a save that was given up has written; the next save would take it for its own."""
+    results = filesystem_async._results_queue
+    while not results.empty():
+        results.get()

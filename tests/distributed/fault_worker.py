@@ -58,6 +58,23 @@ def hang(folder: str, output: str) -> None:
     loop.train(run, runtime.start(LayoutConfig(), seed=0))
 
 
+def hang_on_rank_1(folder: str, output: str) -> None:
+    """A run of two processes of which the second one sleeps in its second step; it times out first."""
+    place = runtime.start(LayoutConfig(), seed=0)
+    run = with_values(run_in(folder, output), fault={"timeout_seconds": 6.0 - 1.5 * place.rank})
+    step = loop.train_step
+    calls = iter(range(10))
+
+    def sleep_in_step_1(*arguments):
+        if next(calls) == 1:
+            time.sleep(100)
+        return step(*arguments)
+
+    if place.rank == 1:
+        loop.train_step = sleep_in_step_1
+    loop.train(run, place)
+
+
 def roll_back(folder: str, output: str) -> None:
     """The run of test_rollback.py on these ranks."""
     from tests.distributed.test_rollback import base_run

@@ -19,7 +19,7 @@ from megatron_offgrpo.planning.plan import build_plan
 from megatron_offgrpo.training.batch import Batch, build_batch, members_of
 from megatron_offgrpo.training.checkpoint import load_weights
 from megatron_offgrpo.training.checkpoint_state import sharding
-from megatron_offgrpo.training.step import compute_gradients
+from megatron_offgrpo.training.step import MakeBatch, _largest_pack, compute_gradients
 from megatron_offgrpo.training.student import Student, build_student
 from tests.distributed.toy import architecture, toy_run
 
@@ -49,6 +49,10 @@ OBJECTIVES: dict[str, dict] = {
 }
 
 
+NAMING = ("qwen2-shared", "qwen2-pp2", "qwen2-vpp2", "qwen2-dp2")
+"""Cases with the same packs, in which the one with the largest gradient is looked for."""
+
+
 def run_of(case: dict) -> RunConfig:
     """The toy run of a case (layout, plan, objective, model)."""
     run = toy_run(LayoutConfig(**case.get("layout", {})), **case.get("plan", {}))
@@ -56,10 +60,21 @@ def run_of(case: dict) -> RunConfig:
     return replace(run, objective=replace(run.objective, **OBJECTIVES[case.get("objective", "released")]))
 
 
-def gradient(run: RunConfig, kind: str, store: TrajectoryStore, place: runtime.Placement, weights: Path) -> tuple:
-    """Student and metrics after the backward pass of step 0."""
+def gradient(
+    run: RunConfig, kind: str, store: TrajectoryStore, place: runtime.Placement, weights: Path, *, names: bool = False
+) -> tuple:
+    """Student and metrics after the backward pass of step 0; `names` adds the pack with the largest gradient."""
     student = build_student(architecture(kind), run, distributed_optimizer=False)
     load_weights(student, weights)
+    numbers, make_batch = packs_of(run, store, place)
+    largest = {"largest_pack": _largest_pack(student, numbers, make_batch, run, place)} if names else {}
+    stacked, bad = compute_gradients(student, numbers, make_batch, run, place)
+    assert bad is None
+    return student, {**results(to_metrics(stacked)), **largest}, len(numbers)
+
+
+def packs_of(run: RunConfig, store: TrajectoryStore, place: runtime.Placement) -> tuple[list[int | None], MakeBatch]:
+    """This rank's packs of step 0, and what makes their batches."""
     plan = build_plan(store, run.plan, run.objective)
     packs = list(plan.packs_of_step(0))
     mine = assign([1.0] * len(packs), place.dp, run.layout.pp if run.layout.vpp > 1 else 1)[place.dp_rank]
@@ -76,10 +91,41 @@ def gradient(run: RunConfig, kind: str, store: TrajectoryStore, place: runtime.P
             cp_rank=place.cp_rank,
         )
 
-    numbers = [None if n is None else packs[n] for n in mine]
-    stacked, bad = compute_gradients(student, numbers, make_batch, run, place)
-    assert bad is None
-    return student, results(to_metrics(stacked)), len(numbers)
+    return [None if n is None else packs[n] for n in mine], make_batch
+
+
+def updated(run: RunConfig, kind: str, store: TrajectoryStore, place: runtime.Placement, weights: Path) -> Student:
+    """The student after two updates on step 0; the optimizer's state is spread over its ranks."""
+    # With a large epsilon an update is smooth in the gradient, else the sign of rounding noise moves a weight.
+    run = with_values(run, optimizer={"lr": 1e-2, "eps": 1e-5, "clip_grad": 1e-3})
+    student = build_student(architecture(kind), run, distributed_optimizer=place.world_size > 1)
+    load_weights(student, weights)
+    numbers, make_batch = packs_of(run, store, place)
+    for _ in range(2):
+        compute_gradients(student, numbers, make_batch, run, place)
+        _, norm, _ = student.optimizer.step()
+        assert norm > run.optimizer.clip_grad
+    return student
+
+
+def weight_state(student: Student) -> dict:
+    """The weights, so that any layout can load them."""
+    chunks = enumerate(student.models)
+    return {f"{n}.{key}": v for n, model in chunks for key, v in model.sharded_state_dict(metadata=sharding()).items()}
+
+
+def write_weights(store: str, weights: str, output: str, cases: list[dict]) -> None:
+    """Runs each case as `write_gradients` does, with two updates, and writes its weights under output/name."""
+    for case in cases:
+        run = run_of(case)
+        place = runtime.start(run.layout, seed=0)
+        student = updated(run, case["kind"], TrajectoryStore.open(store), place, Path(weights) / case["kind"])
+        folder = Path(output) / case["name"]
+        if place.is_writer:
+            folder.mkdir(parents=True)
+        torch.distributed.barrier()
+        dist_checkpointing.save(weight_state(student), str(folder))
+    runtime.stop()
 
 
 def write_gradients(store: str, weights: str, output: str, cases: list[dict]) -> None:
@@ -88,7 +134,12 @@ def write_gradients(store: str, weights: str, output: str, cases: list[dict]) ->
         run = run_of(case)
         place = runtime.start(run.layout, seed=0)
         student, metrics, num_packs = gradient(
-            run, case["kind"], TrajectoryStore.open(store), place, Path(weights) / case["kind"]
+            run,
+            case["kind"],
+            TrajectoryStore.open(store),
+            place,
+            Path(weights) / case["kind"],
+            names=case["name"] in NAMING,
         )
         folder = Path(output) / case["name"]
         if place.is_writer:

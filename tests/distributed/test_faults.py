@@ -21,6 +21,7 @@ from megatron_offgrpo.planning.plan_files import load_plan, save_plan
 from megatron_offgrpo.training import checkpoint_folder, loop, reference
 from megatron_offgrpo.training.checkpoint_folder import latest, read_best, sha256_of
 from megatron_offgrpo.training.run_folder import read_metrics
+from megatron_offgrpo.training.student import Student
 from tests.distributed.harness import REPOSITORY, run_ranks
 from tests.distributed.toy import in_folder, toy_run, write_hf_model, write_toy_store
 
@@ -152,6 +153,18 @@ def test_a_rank_that_hangs_leaves_its_stacks(prepared, tmp_path):
     assert "in train_step" not in stacks.split("Thread")[0]
 
 
+def test_a_rank_that_waits_for_a_hanging_one_leaves_its_stacks_too(prepared, tmp_path):
+    with pytest.raises(AssertionError) as ranks:
+        run_ranks(
+            "tests.distributed.fault_worker:hang_on_rank_1", 2, folder=str(prepared), output=str(tmp_path / "train")
+        )
+    assert len(re.findall(r"rank [01]: error: no progress for [\d.]+ s in step 1", str(ranks.value))) == 2
+    waiting, hanging = ((tmp_path / "train" / "stacks" / f"rank_{rank}.txt").read_text() for rank in range(2))
+    assert "in sleep_in_step_1" in hanging
+    assert "in sleep_in_step_1" not in waiting
+    assert "in train_step" in waiting
+
+
 def test_a_finished_run_leaves_no_stacks(prepared):
     assert list((prepared / "train" / "stacks").iterdir()) == []
 
@@ -175,6 +188,22 @@ def test_a_bad_step_is_skipped_or_halts(run, place, capfd):
 
 def run_folder(run) -> Path:
     return Path(run.paths.store).parent
+
+
+def test_a_run_of_which_every_step_was_skipped_is_an_error(run, place, tmp_path):
+    hopeless = with_values(run, fault={"max_grad_norm": 1e-12, "bad_step": "skip", "max_bad_steps": 100})
+    with pytest.raises(TrainingError, match=r"nothing to save; got 4 steps skipped .*largest in pack .*remedy: look"):
+        loop.train(hopeless, place)
+    assert [line["skipped"] for line in read_metrics(Path(run.paths.output))] == [1.0] * NUM_STEPS
+
+
+def test_a_sum_of_finite_gradients_that_is_not_finite_is_a_bad_step(run, place, monkeypatch, capfd):
+    finite = iter([False])
+    monkeypatch.setattr(Student, "gradients_are_finite", lambda student: next(finite, True))
+    assert loop.train(with_values(run, fault={"bad_step": "skip"}), place) is True
+    said = capfd.readouterr().err
+    assert re.search(r"skipped step 0: the largest in pack \d+ \(trajectories .*each pack's gradient is finite", said)
+    assert [line.get("skipped") for line in read_metrics(Path(run.paths.output))] == [1.0, None, None, None]
 
 
 def test_the_pack_with_the_largest_gradient_is_named(run, place):

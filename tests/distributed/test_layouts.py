@@ -17,7 +17,14 @@ from megatron_offgrpo.parallel import runtime
 from megatron_offgrpo.planning.plan import build_plan
 from megatron_offgrpo.training.student import build_student
 from tests.distributed.harness import run_ranks
-from tests.distributed.layout_worker import gradient, gradient_state, run_of
+from tests.distributed.layout_worker import (
+    NAMING,
+    gradient,
+    gradient_state,
+    run_of,
+    updated,
+    weight_state,
+)
 from tests.distributed.toy import architecture, toy_run, write_toy_store
 
 TOLERANCE = 1e-5
@@ -34,6 +41,10 @@ TWO_PROCESSES = (
     + [("qwen3_moe", "ep2", {"ep": 2}, {}), ("qwen3_moe", "pp2", _PP2, {})]
     + [("qwen2", "pp2_small_packs", _PP2, {"max_pack_tokens": 48}), ("qwen2", "vpp2", {"pp": 2, "vpp": 2}, {})]
     + [("qwen2", "cp2", {"cp": 2}, {}), ("qwen3_moe", "cp2", {"cp": 2}, {})]
+    + [
+        ("qwen3_moe", name, layout, {})
+        for name, layout in (("sp2", _SP2), ("dp2", _DP2), ("vpp2", {"pp": 2, "vpp": 2}))
+    ]
     + [("qwen3_moe", "sp2_ep2", {**_SP2, "ep": 2}, {})]
     + [
         ("qwen2", f"{name}_separate", layout, _SEPARATE)
@@ -47,6 +58,20 @@ FOUR_PROCESSES = [
     ("qwen3_moe", "ep2_pp2", {"ep": 2, "pp": 2}, {}),
     ("qwen2", "sp2_cp2", {**_SP2, "cp": 2}, {}),
     ("qwen2", "cp4", {"cp": 4}, {}),
+    ("qwen2", "pp4", {"pp": 4}, {}),
+    ("qwen2", "dp4", _DP2, {"max_pack_tokens": 48}),
+    ("qwen2", "pp2_dp2", _PP2, {}),
+    ("qwen2", "cp2_dp2", _CP2, {}),
+    ("qwen2", "cp2_pp2", {"cp": 2, "pp": 2}, {}),
+    ("qwen2", "sp2_vpp2", {**_SP2, "pp": 2, "vpp": 2}, {}),
+    ("qwen2", "vpp2_dp2", {"pp": 2, "vpp": 2}, {}),
+    ("qwen2", "cp2_vpp2", {"cp": 2, "pp": 2, "vpp": 2}, {}),
+    ("qwen3_moe", "ep4", {"ep": 4}, {}),
+    ("qwen3_moe", "ep2_dp2", {"ep": 2}, {}),
+    ("qwen3_moe", "ep2_cp2", {"ep": 2, "cp": 2}, {}),
+    ("qwen3_moe", "sp2_pp2", {**_SP2, "pp": 2}, {}),
+    ("qwen3_moe", "sp2_ep2_dp2", {**_SP2, "ep": 2}, {}),
+    ("qwen3_moe", "cp2_pp2", {"cp": 2, "pp": 2}, {}),
 ]
 # Units above the token; groups of four trajectories fit into packs of 160. (kind, name, layout, plan, objective)
 _WHOLE = {"max_pack_tokens": 160}
@@ -59,8 +84,17 @@ RECOMPUTED = [
     ("qwen2", "sp2_full", _SP2, {}, "released", {"recompute": "full"}),
     ("qwen2", "cp2_selective", _CP2, {}, "released", {"recompute": "selective"}),
     ("qwen3_moe", "ep2_full", {"ep": 2}, {}, "released", {"recompute": "full"}),
+    ("qwen2", "vpp2_full", {"pp": 2, "vpp": 2}, {}, "released", {"recompute": "full"}),
+    ("qwen2", "cp2_full", _CP2, {}, "released", {"recompute": "full"}),
+    ("qwen3_moe", "pp2_full", _PP2, {}, "released", {"recompute": "full"}),
+    ("qwen3_moe", "ep2_selective", {"ep": 2}, {}, "released", {"recompute": "selective"}),
 ]
 ON_TWO = [*TWO_PROCESSES, *UNITS, *RECOMPUTED]
+# Two updates with the optimizer's state spread over data- and context-parallel ranks.
+UPDATED = {
+    2: [("qwen2", "dp2", _DP2, {}), ("qwen2", "cp2", _CP2, {}), ("qwen3_moe", "dp2", _DP2, {})],
+    4: [("qwen2", "dp4", _DP2, {}), ("qwen2_tied", "sp2_dp2", _SP2, {}), ("qwen3_moe", "ep2_dp2", {"ep": 2}, {})],
+}
 ONE_PROCESS = [
     # 1, 2 and 4 or more micro-batches from the same trajectories.
     ("qwen2", "one_pack", {}, {"max_pack_tokens": 1024}),
@@ -156,6 +190,8 @@ def test_loss_and_gradients_equal_one_process(case, written, expected):
         if name == "kl" and case["objective"] == "dpo":
             continue  # beta = 0: not counted
         assert got[name] == pytest.approx(metrics[name], rel=1e-5, abs=1e-7), name
+    if case["name"] in NAMING:
+        assert got["largest_pack"] == json.loads((written / NAMING[0] / "metrics.json").read_text())["largest_pack"]
     loaded = dist_checkpointing.load(gradient_state(student), str(written / case["name"]))
     norm = torch.stack([g.norm() for g in gradients.values()]).norm()
     assert norm > 0
@@ -164,3 +200,27 @@ def test_loss_and_gradients_equal_one_process(case, written, expected):
         # Rows beyond the real vocabulary are padding, of which each layout has a different number.
         difference = (gradient_of_one - other).norm() / max(gradient_of_one.norm(), 1e-6 * norm)
         assert difference <= TOLERANCE, f"{name}: {difference:.2e}"
+
+
+@pytest.fixture(scope="module")
+def written_weights(folder) -> Path:
+    output = folder / "updated"
+    common = {"store": str(folder / "store"), "weights": str(folder / "weights"), "output": str(output)}
+    for processes, cases in UPDATED.items():
+        run_ranks("tests.distributed.layout_worker:write_weights", processes, cases=_cases(cases), **common)
+    return output
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "qwen2_tied", "qwen3_moe"])
+def test_the_distributed_optimizer_updates_as_one_process(kind, folder, place, written_weights):
+    store, weights = TrajectoryStore.open(folder / "store"), folder / "weights" / kind
+    student = updated(run_of({}), kind, store, place, weights)
+    before = dist_checkpointing.load(weight_state(build_student(architecture(kind), toy_run())), str(weights))
+    for case in _cases([case for cases in UPDATED.values() for case in cases]):
+        if case["kind"] != kind:
+            continue
+        loaded = dist_checkpointing.load(weight_state(student), str(written_weights / case["name"]))
+        for name, weight in student.models[0].named_parameters():
+            moved = (weight.detach() - before[f"0.{name}"]).norm()
+            assert moved > 0
+            assert (weight.detach() - loaded[f"0.{name}"]).norm() <= 1e-4 * moved, f"{case['name']} {name}"

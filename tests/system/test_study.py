@@ -1,13 +1,15 @@
 """The study end to end at a very small size: an objective added as docs/objective.md says, two arms, then a resume."""
 
 import json
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
-from recipes.study import ARMS, Arm, no_bias
+from recipes.study import ARMS, Arm, bias
+from tools.study import __main__ as command
 from tools.study import runner, runs
-from tools.study.__main__ import study
 from tools.study.models import ModelSize
 from tools.study.runs import RESULT
 from tools.study.settings import StudySettings
@@ -22,13 +24,19 @@ def squared(logp, mu, advantage, *, power=2.0):
 
 def squared_objective():
     """Its recipe line."""
-    from dataclasses import replace
-    from functools import partial
-
-    return replace(no_bias(), surrogate=partial(squared, power=3.0), all_positive="set", beta=0.0)
+    return replace(bias(), surrogate=partial(squared, power=3.0), beta=0.0)
 
 
-ADDED = Arm("squared", "an added objective", squared_objective)
+def squared_arm():
+    """What `--arm` names."""
+    return Arm("squared", "an added objective", squared_objective)
+
+
+def run(settings: StudySettings, monkeypatch, arm: str = "tests.system.test_study:squared_arm") -> int:
+    """The command line, at the small size and with the base student alone beside the added arm."""
+    base = next(arm for arm in ARMS if arm.name == "base")
+    monkeypatch.setattr(command, "plan_of", lambda which, root: (settings, [base]))
+    return command.main(["core", "--root", str(settings.root), "--workers", "0", "--arm", arm])
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +61,7 @@ def results(settings: StudySettings) -> dict[str, dict]:
 
 def test_an_added_objective_runs_resumes_and_is_reported(settings, monkeypatch):
     torch.set_num_threads(1)
-    arms = [next(arm for arm in ARMS if arm.name == "base"), ADDED]
-    assert study(settings, arms, which="core", workers=0) == 0
+    assert run(settings, monkeypatch) == 0
     first = results(settings)
     assert first.keys() == {"base/sweep", "base/seed0", "squared/lr0.001-sweep", "squared/lr0.001-seed0"}
     page = (settings.root / "study.html").read_text("utf-8")
@@ -64,6 +71,20 @@ def test_an_added_objective_runs_resumes_and_is_reported(settings, monkeypatch):
     lost.unlink()
     done = []
     monkeypatch.setattr(runner, "do", lambda job, *rest: done.append(job.arm.name) or runs.do(job, *rest))
-    assert study(settings, arms, which="core", workers=0) == 0
+    assert run(settings, monkeypatch) == 0
     assert done == ["squared"]
     assert results(settings) == first
+
+
+def base_again():
+    return Arm("base", "another of the name", squared_objective)
+
+
+def no_arm():
+    return "squared"
+
+
+@pytest.mark.parametrize(("arm", "error"), [("base_again", "two arms of one name"), ("no_arm", "not an arm")])
+def test_mistakes(arm, error, settings, monkeypatch, capsys):
+    assert run(settings, monkeypatch, f"tests.system.test_study:{arm}") == 2
+    assert error in capsys.readouterr().err

@@ -19,6 +19,8 @@ MARGIN = 0.02
 """What counts as nothing lost, and as nothing gained."""
 MAIN = "0.6"
 """The temperature of an accuracy without more words."""
+COMPARED = ("base", "bias", "sft")
+"""Arms that every other is compared with."""
 Rates = npt.NDArray[np.float64]
 """[seeds, problems] share of right samples."""
 
@@ -114,15 +116,25 @@ class Study:
             "rollout_seconds": _mean(runs, "rollout_seconds"),
             "rollout_tokens": _mean(runs, "rollout_tokens"),
             "curve": self.curve(name),
+            "versus": self._versus(name),
         }
 
-    def _sweep(self, arm: Arm) -> list[list[float]]:
-        """[rate, accuracy, retention] on the validation problems."""
+    def _sweep(self, arm: Arm) -> list[dict[str, Any]]:
+        """Accuracy and retention on the validation problems at each rate; `failed` says how training broke."""
         if arm.objective is None:
             return []
-        jobs = sorted(sweep_jobs(arm, self.results, self.settings), key=lambda job: job.lr)
+        jobs = sweep_jobs(arm, self.results, self.settings)
         found = [self.results[name_of(job, self.settings)] for job in jobs]
-        return [[job.lr, one["accuracy"], one["retention"]] for job, one in zip(jobs, found, strict=True)]
+        fields = ("lr", "accuracy", "retention", "failed")
+        return [{field: one[field] for field in fields if field in one} for one in found]
+
+    def _versus(self, name: str) -> dict[str, dict[str, Any]]:
+        """This arm minus base, released objective and SFT, on the same resamples; where the study has them."""
+        others = [other for other in COMPARED if other in self.runs and other != name]
+        return {other: {of: self._minus(name, other, of) for of in ("0.0", MAIN, "retention")} for other in others}
+
+    def _minus(self, name: str, other: str, of: str) -> dict[str, Any]:
+        return figure(rates(self.runs[name], of) - rates(self.runs[other], of), self.draws)
 
     def _pass_at(self, runs: Sequence[dict[str, Any]], temperature: str) -> float:
         values = []
@@ -239,5 +251,6 @@ def summarise(settings: StudySettings, arms: Sequence[Arm], results: Results, co
         "claims": claims(study),
         "arms": lines,
         "cpu_seconds": sum(result["cpu_seconds"] for result in results.values()),
+        "run_seconds": sum(result["seconds"] for result in results.values()),
         "runs": len(results),
     }

@@ -142,24 +142,23 @@ def wanted(arm: Arm, results: Results, settings: StudySettings) -> list[Job]:
 
 
 def sweep_jobs(arm: Arm, results: Results, settings: StudySettings) -> list[Job]:
-    """The runs of the grid; once it is done and its best rate stands at an end, one rate beyond."""
-    jobs = [Job(arm, lr, SWEEP_SEED, sweep=True) for lr in settings.lrs]
+    """The runs of the grid, by rate; once it is done and its best rate stands at an end, one rate beyond."""
+    jobs = [Job(arm, lr, SWEEP_SEED, sweep=True) for lr in sorted(settings.lrs)]
     for _ in range(settings.extensions):
         scores = _scores(jobs, results, settings)
         if scores is None:
             break
-        rates = [job.lr for job in jobs]
-        best = rates[scores.index(max(scores))]
-        if best == max(rates):
-            jobs.append(Job(arm, _rounded(best * GRID_FACTOR), SWEEP_SEED, sweep=True))
-        elif best == min(rates):
-            jobs.append(Job(arm, _rounded(best / GRID_FACTOR), SWEEP_SEED, sweep=True))
+        best = jobs[scores.index(max(scores))]
+        if best is jobs[0]:
+            jobs.insert(0, Job(arm, _rounded(best.lr / GRID_FACTOR), SWEEP_SEED, sweep=True))
+        elif best is jobs[-1]:
+            jobs.append(Job(arm, _rounded(best.lr * GRID_FACTOR), SWEEP_SEED, sweep=True))
     return jobs
 
 
 def chosen_lr(arm: Arm, results: Results, settings: StudySettings) -> float | None:
     """The rate with the best adjusted validation accuracy, the smallest among equals; None until the sweep is done."""
-    jobs = sorted(sweep_jobs(arm, results, settings), key=lambda job: job.lr)
+    jobs = sweep_jobs(arm, results, settings)
     scores = _scores(jobs, results, settings)
     return None if scores is None else jobs[scores.index(max(scores))].lr
 

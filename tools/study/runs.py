@@ -1,11 +1,13 @@
 """One run of the study: an arm at one learning rate and seed, through the project's pipeline and training loop."""
 
 import contextlib
+import inspect
 import json
 import shutil
 import signal
 import time
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,12 +73,16 @@ class Job:
         )
 
     def key(self, settings: StudySettings) -> str:
-        """Fingerprint of all that the result depends on."""
-        arm = self.arm
+        """Fingerprint of all that the result depends on, the text of the objective's functions included."""
+        arm, run = self.arm, self.config(settings)
         made_of = [arm.store, arm.rounds, arm.own_share, arm.objective is None, self.sweep]
-        config = to_dict(self.config(settings))
+        values = to_dict(run)
+        functions = [run.objective.advantage, run.objective.surrogate, run.objective.kl]
         return fingerprint_of(
-            shared_fingerprint(settings), made_of, {name: config[name] for name in ("objective", "plan", "optimizer")}
+            shared_fingerprint(settings),
+            made_of,
+            {name: values[name] for name in ("objective", "plan", "optimizer")},
+            [inspect.getsource(one.func if isinstance(one, partial) else one) for one in functions],
         )
 
 

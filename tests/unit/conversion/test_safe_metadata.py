@@ -1,7 +1,6 @@
 """A checkpoint's pickles are read without running anything in them."""
 
 import argparse
-import os
 import pickle
 
 import pytest
@@ -12,15 +11,8 @@ from checkpoints_conversion import hf_to_megatron
 from checkpoints_conversion.megatron_reader import iteration_folder
 from checkpoints_conversion.safe_metadata import read_common, read_metadata
 from megatron_offgrpo.errors import CheckpointError
+from tests.evil import Evil
 from tests.unit.conversion.tiny_models import save_tiny_model
-
-
-class Evil:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
 
 
 def test_metadata_that_would_run_code_is_refused_and_does_not(tmp_path):

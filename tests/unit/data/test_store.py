@@ -1,13 +1,16 @@
 """The store: what goes in comes out, counted and fingerprinted by content."""
 
 import json
+import pickle
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from megatron_offgrpo.data.store import StoreRow, TrajectoryStore, composition, tokenizer_fingerprint, write_store
 from megatron_offgrpo.errors import DataError
+from tests.evil import Evil
 
 
 def make_row(group_id, prompt, responses, rewards, logprobs=None, truncated=None):
@@ -142,6 +145,31 @@ def test_missing_and_damaged_stores(tmp_path):
     arrow.unlink()
     with pytest.raises(DataError, match="unreadable store"):
         TrajectoryStore.open(store.path)
+
+
+def test_a_pickle_in_a_store_is_refused_and_not_read(tmp_path):
+    store = write(tmp_path / "store")
+    (arrow,) = (store.path / "groups").glob("*.arrow")
+    arrow.write_bytes(pickle.dumps(Evil(tmp_path / "ran")))
+    with pytest.raises(DataError, match="unreadable store") as caught:
+        TrajectoryStore.open(store.path)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_pickled_type_in_a_store_is_not_read(tmp_path):
+    """Old releases of Arrow unpickled the type of a column that named Python as its origin."""
+    store = write(tmp_path / "store")
+    (arrow,) = (store.path / "groups").glob("*.arrow")
+    with pa.ipc.open_stream(arrow.read_bytes()) as reader:
+        table = reader.read_all()
+    evil = {"ARROW:extension:name": "arrow.py_extension_type", "ARROW:extension:metadata": Evil(tmp_path / "ran")}
+    metadata = {name: value if isinstance(value, str) else pickle.dumps(value) for name, value in evil.items()}
+    schema = pa.schema([field.with_metadata(metadata) for field in table.schema])
+    with pa.ipc.new_stream(str(arrow), schema) as writer:
+        writer.write_table(pa.table(table.columns, schema=schema))
+    TrajectoryStore.open(store.path).row(0)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_composition():

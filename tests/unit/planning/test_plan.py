@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from megatron_offgrpo.objective import advantages
 from megatron_offgrpo.planning import plan_files
 from megatron_offgrpo.planning.plan import ARRAYS, build_plan, reference_order
 from megatron_offgrpo.planning.plan_files import load_plan, require_settings, save_plan
+from tests.evil import Evil
 from tests.unit.planning.fakes import OBJECTIVE, fake_store, random_store
 
 CONFIG = PlanConfig(
@@ -237,6 +239,17 @@ def test_damaged_plans_are_refused(tmp_path, damage):
         manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"fingerprint": "0" * 32}))
     with pytest.raises(DataError, match="plan"):
         load_plan(tmp_path / "plan")
+
+
+@pytest.mark.parametrize("write", [np.savez, lambda file, **arrays: file.write_bytes(pickle.dumps(arrays))])
+def test_pickled_objects_in_a_plan_are_refused_and_not_read(tmp_path, write):
+    save_plan(build_plan(random_store(12), CONFIG, OBJECTIVE), tmp_path / "plan")
+    arrays = {name: np.array([Evil(tmp_path / "ran")], dtype=object) for name in ARRAYS}
+    write(tmp_path / "plan" / plan_files.ARRAYS_FILE, **arrays)
+    with pytest.raises(DataError, match=r"plan\.npz: unreadable plan .*pickle.*offgrpo plan") as caught:
+        load_plan(tmp_path / "plan")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_no_plan_there(tmp_path):

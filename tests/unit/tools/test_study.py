@@ -1,3 +1,4 @@
+import inspect
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 from megatron_offgrpo.errors import ConfigError, DataError
 from megatron_offgrpo.reporting.study_report import markdown, study_page
 from recipes.study import ABLATIONS, ARMS, SMALL, Arm
+from tools.study import __main__ as command
 from tools.study import analysis, problems, records
 from tools.study.models import make_tokenizer
 from tools.study.problems import Problem, Step
@@ -143,6 +145,11 @@ class TestSweep:
         results = swept(BIAS, **{"3e-5": (0.4, 1.0), "1e-4": (0.4, 0.9), "3e-4": (0.4, 0.9), "1e-5": (0.1, 0.9)})
         assert chosen_lr(BIAS, results, SETTINGS) == 3e-5
 
+    def test_equal_scores_at_the_low_end_go_on_from_there(self):
+        """The rates beyond an end come last and count in order: a tie of 3e-5 with 1e-4 asks for 1e-5."""
+        results = swept(BIAS, **{"1e-4": (0.4, 0.9), "3e-4": (0.3, 0.9), "3e-5": (0.4, 0.9)})
+        assert [job.lr for job in sweep_jobs(BIAS, results, SETTINGS)] == [1e-5, 3e-5, 1e-4, 3e-4]
+
     def test_a_seed_of_the_sweep_is_refused(self):
         with pytest.raises(ConfigError, match="seeds"):
             replace(SETTINGS, seeds=(SWEEP_SEED,))
@@ -157,6 +164,13 @@ class TestArms:
         keys = [Job(arm, 1e-3, 0, False).key(SETTINGS) for arm in arms]
         assert len(set(keys)) == len(keys)
         assert Job(BIAS, 1e-3, 1, False).key(SETTINGS) != Job(BIAS, 1e-3, 0, False).key(SETTINGS)
+
+    def test_another_body_of_an_objective_is_another_key(self, monkeypatch):
+        monkeypatch.setattr("tools.study.runs.shared_fingerprint", lambda settings: "models")
+        before = Job(BIAS, 1e-3, 0, False).key(SETTINGS)
+        text = inspect.getsource
+        monkeypatch.setattr(inspect, "getsource", lambda one: text(one).replace("exp", "expm1"))
+        assert Job(BIAS, 1e-3, 0, False).key(SETTINGS) != before
 
 
 class TestAnalysis:
@@ -184,17 +198,9 @@ class TestAnalysis:
 
     def test_claims(self, monkeypatch):
         monkeypatch.setattr(analysis, "teacher_facts", lambda settings: {"accuracy": 0.9, "all_positive_share": 0.75})
-        settings = replace(SETTINGS, test=4, skills=2, lrs=(1e-3,), extensions=0)
-        arms = [arm for arm in ARMS if arm.name in ("base", "sft", "bias", "no_bias", "shuffled", "on_policy")]
         right = {"base": 1, "shuffled": 1, "no_bias": 2, "on_policy": 2, "bias": 3, "sft": 4}
-        kept = {"sft": 0}
-        results = {name_of(Job(BASE, 0.0, SWEEP_SEED, True), settings): SWEPT}
-        for arm in arms:
-            results[name_of(Job(arm, 1e-3, SWEEP_SEED, True), settings)] = SWEPT
-            for seed in settings.seeds:
-                lr = 0.0 if arm.objective is None else 1e-3
-                results[name_of(Job(arm, lr, seed, False), settings)] = run_of(right[arm.name], kept.get(arm.name, 2))
-        summary = analysis.summarise(settings, arms, results, "test")
+        arms = [arm for arm in ARMS if arm.name in right]
+        summary = analysis.summarise(TINY, arms, results_of(arms, right, {"sft": 0}), "test")
         found = {one["claim"]: one for one in summary["claims"]}
         # 4 samples a problem: bias 0.75, no bias 0.5. SFT 1.0, but it lost all of its retention of 1: adjusted 0.
         assert found[1]["difference"] == pytest.approx(0.25)
@@ -204,10 +210,17 @@ class TestAnalysis:
         assert found[4]["ratio"] == pytest.approx(0.5)
         assert [found[number]["verdict"] for number in (1, 2, 3, 4)] == ["supported"] * 4
         assert "SFT on positives" in study_page(summary, "Study")
-        assert "| 1. the all-positive bias adds to accuracy (bias, no_bias) | difference 0.250 |" in markdown(summary)
+        table = markdown(summary)
+        assert "| 1. the all-positive bias adds to accuracy | bias - no_bias | difference 0.250 |" in table
+        # Every problem and seed is alike, so that the intervals are points.
+        assert (
+            "| SFT on positives | +0.750 (0.750 to 0.750) | +0.750 (0.750 to 0.750) | -1.000 (-1.000 to -1.000) |"
+            in table
+        )
 
 
-SWEPT = {"accuracy": 0.5, "retention": 0.9, "cpu_seconds": 1.0}
+TINY = replace(SETTINGS, test=4, skills=2, lrs=(1e-3,), extensions=0)
+SWEPT = {"lr": 1e-3, "accuracy": 0.5, "retention": 0.9, "cpu_seconds": 1.0, "seconds": 2.0}
 
 
 def run_of(right: int, kept: int) -> dict:
@@ -216,8 +229,30 @@ def run_of(right: int, kept: int) -> dict:
         "retention": {"samples": 2, "counts": [kept] * 2},
         "curve": [{"tokens": 800, "seconds": 8.0, "accuracy": right / 4}],
         "kl": 0.1, "entropy": 0.5, "response_tokens": 20.0, "tokens": 800, "steps": 16, "train_seconds": 8.0,
-        "cpu_seconds": 10.0,
+        "cpu_seconds": 10.0, "seconds": 12.0,
     }  # fmt: skip
+
+
+def results_of(arms: list[Arm], right: dict[str, int], kept: dict[str, int]) -> dict:
+    """Right samples of 4 in every problem, and what is kept of 2 in every question, by arm."""
+    results = {name_of(Job(BASE, 0.0, SWEEP_SEED, True), TINY): SWEPT}
+    for arm in arms:
+        results[name_of(Job(arm, 1e-3, SWEEP_SEED, True), TINY)] = SWEPT
+        for seed in TINY.seeds:
+            lr = 0.0 if arm.objective is None else 1e-3
+            results[name_of(Job(arm, lr, seed, False), TINY)] = run_of(right[arm.name], kept.get(arm.name, 2))
+    return results
+
+
+@pytest.mark.parametrize(("right", "status"), [(3, 0), (2, 1), (1, 1)])
+def test_status_of_the_small_study(right, status, monkeypatch, tmp_path):
+    """1 where the bias (`right` of 4) is not shown to beat no bias (2 of 4)."""
+    arms = [arm for arm in ARMS if arm.name in SMALL]
+    results = results_of(arms, {"base": 1, "shuffled": 1, "no_bias": 2, "bias": right}, {})
+    monkeypatch.setattr(analysis, "teacher_facts", lambda settings: {"accuracy": 0.9, "all_positive_share": 0.75})
+    monkeypatch.setattr(command, "run_study", lambda settings, arms, workers: results)
+    assert command.study(replace(TINY, root=tmp_path), arms, which="small", workers=0) == status
+    assert command.study(replace(TINY, root=tmp_path), arms, which="core", workers=0) == 0
 
 
 @pytest.mark.parametrize(
