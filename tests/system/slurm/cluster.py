@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -26,11 +26,18 @@ def missing_programs() -> list[str]:
 
 
 def free_ports(number: int) -> list[int]:
+    """Ports that the kernel gives to nobody by itself: the daemons take them some seconds later."""
+    low, high = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    ports = [*range(10_000, low), *range(high + 1, 65_536)]
+    random.shuffle(ports)
     with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
+        found: list[int] = []
+        while len(found) < number:
+            one, port = stack.enter_context(socket.socket()), ports.pop()
+            with suppress(OSError):
+                one.bind(("127.0.0.1", port))
+                found.append(port)
+        return found
 
 
 class Cluster:
