@@ -26,6 +26,7 @@ def test_a_bad_node_is_named(cluster, tmp_path):
     assert (ended["JobState"], ended["ExitCode"]) == ("FAILED", "1:0"), output
     rows = {line.split()[0]: line.split()[1:] for line in output.splitlines() if line.startswith("127.")}
     assert rows[good][0] == "ok", output
+    assert "-" not in rows[good][1:4], output
     assert all(float(number) > 0 for number in rows[good][1:4])
     assert rows[bad][0] == "bad"
     assert "storage: [Errno 5] Input/output error" in output
