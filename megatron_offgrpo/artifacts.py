@@ -60,14 +60,15 @@ def fingerprint_of_files(paths: list[Path]) -> str:
     return fingerprint_of([(path.name, fingerprint_of_file(path)) for path in sorted(paths)])
 
 
-def write_json_atomically(path: Path, value: object) -> None:
-    """Writes JSON so that a reader sees the old file or the new one, never a part."""
+def write_json_atomically(path: Path, value: object, *, durable: bool = True) -> None:
+    """Writes JSON so that a reader sees the old file or the new one, never a part; `durable`: after a power cut too."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with temporary.open("w", encoding="utf-8") as file:
         file.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-        file.flush()
-        # Else a power loss could leave the new name with nothing in it.
-        os.fsync(file.fileno())
+        if durable:
+            # Else a power loss could leave the new name with nothing in it.
+            file.flush()
+            os.fsync(file.fileno())
     os.replace(temporary, path)
 
 

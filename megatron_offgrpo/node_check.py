@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from megatron_offgrpo.artifacts import write_json_atomically
+
 LIMIT_SECONDS = 100
 """For each collective. Good nodes take one or two minutes in all, mostly to start Python from shared storage."""
 STORAGE_MEBIBYTES = 256
@@ -48,20 +50,14 @@ def check_this_node(folder: Path) -> None:
     result = NodeResult(node)
     # The next node finds this one here: each pair meets at a port of its lower member.
     port = _free_port()
-    _write(folder / f"address-{number}.json", [node, port])
+    write_json_atomically(folder / f"address-{number}.json", [node, port], durable=False)
     result.storage_mbps = _storage(folder / f"storage-{node}.bin", result.reasons)
     result.doctor = _doctor(result.reasons)
     result.within_gbps = _within(result.reasons)
     if nodes > 1:
         result.links = _links(folder, number, nodes)
-    _write(folder / f"{node}.json", asdict(result))
-
-
-def _write(path: Path, value: object) -> None:
-    """At once as a whole, but without fsync: what was found must get through where syncing fails."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(value), encoding="utf-8")
-    os.replace(temporary, path)
+    # Not synced: what was found must get through where syncing fails.
+    write_json_atomically(folder / f"{node}.json", asdict(result), durable=False)
 
 
 def _storage(path: Path, reasons: list[str]) -> float | None:

@@ -76,7 +76,6 @@ def evaluate_command(
     force: Force = False,
 ) -> None:
     """Samples a model on benchmarks, grades with math-verify, and gives accuracy with its 95 % intervals."""
-    from megatron_offgrpo.evaluation.checkpoints import exported
     from megatron_offgrpo.evaluation.generation import BackendConfig
     from megatron_offgrpo.evaluation.sample_log import parse_shard
     from megatron_offgrpo.evaluation.task import PRESETS, EvaluationConfig
@@ -105,11 +104,20 @@ def evaluate_command(
     )
     if checkpoints is None:
         _evaluate_model(config, benchmark, parse_shard(shard))
-        return
-    for name, folder in exported(checkpoints, model, output, follow=follow):
+    else:
+        _evaluate_checkpoints(config, benchmark, checkpoints, follow=follow)
+
+
+def _evaluate_checkpoints(
+    config: "EvaluationConfig", benchmarks: list[str], checkpoints: Path, *, follow: bool
+) -> None:
+    """Each exported checkpoint in the place of the model, into OUTPUT/iter_N."""
+    from megatron_offgrpo.evaluation.checkpoints import exported
+
+    for name, folder in exported(checkpoints, config.model, config.output, follow=follow):
         print_lines([f"{name}:"])
-        of_checkpoint = replace(config, model=folder, backend=replace(engine, model=folder), output=output / name)
-        _evaluate_model(of_checkpoint, benchmark, None)
+        engine, output = replace(config.engine, model=folder), config.output / name
+        _evaluate_model(replace(config, model=folder, backend=engine, output=output), benchmarks, None)
 
 
 def _evaluate_model(config: "EvaluationConfig", benchmarks: list[str], share: "Shard | None") -> None:

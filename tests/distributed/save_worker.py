@@ -12,12 +12,10 @@ from megatron.core.dist_checkpointing.strategies.common import TorchCommonSaveSt
 from megatron_offgrpo.artifacts import Manifest
 from megatron_offgrpo.config import LayoutConfig
 from megatron_offgrpo.errors import CheckpointError
-from megatron_offgrpo.model.hf_config import read_architecture
 from megatron_offgrpo.parallel import runtime
 from megatron_offgrpo.training import checkpoint, checkpoint_write
-from megatron_offgrpo.training.checkpoint import CheckpointWriter, load_weights
-from megatron_offgrpo.training.student import build_student
-from tests.distributed.fault_worker import run_in
+from megatron_offgrpo.training.checkpoint import CheckpointWriter
+from tests.distributed.fault_worker import run_in, student_after_a_step
 
 WRITES_OF_ONE_RANK: dict[str, tuple[object, str]] = {
     "common.pt": (TorchCommonSaveStrategy, "save_common"),
@@ -47,10 +45,7 @@ def fail_on_rank_0(folder: str, output: str) -> None:
     """For each write: where it fails on rank 0, all get one error and nothing is left; the next save goes well."""
     run = run_in(folder, output)
     place = runtime.start(LayoutConfig(), seed=0)
-    student = build_student(read_architecture(run.paths.hf_model), run)
-    load_weights(student, Path(run.paths.megatron) / "release")
-    student.zero_grad()
-    student.optimizer.step()
+    student = student_after_a_step(run)
     checkpoints = Path(output) / "checkpoints"
     manifest = Manifest(kind="checkpoint", fingerprint="test", inputs={})
     writer = CheckpointWriter(checkpoints, place, keep=1, asynchronous=True)

@@ -6,17 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from checkpoints_conversion import hf_to_megatron
 from megatron_offgrpo.config import LayoutConfig, with_values
 from megatron_offgrpo.errors import CheckpointError
 from megatron_offgrpo.parallel import runtime
-from megatron_offgrpo.planning.plan import build_plan
-from megatron_offgrpo.planning.plan_files import save_plan
 from megatron_offgrpo.training import checkpoint, loop, reference
 from megatron_offgrpo.training.checkpoint_folder import latest
 from tests.distributed.harness import run_ranks
 from tests.distributed.save_worker import WRITES_OF_ONE_RANK, fail_once
-from tests.distributed.toy import in_folder, toy_run, write_hf_model, write_toy_store
+from tests.distributed.toy import in_folder, toy_run, write_inputs, write_toy_store
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +28,8 @@ def prepared(tmp_path_factory, place) -> Path:
     folder = tmp_path_factory.mktemp("failing_saves")
     run = in_folder(toy_run(epochs=1), folder)
     store = write_toy_store(folder / "store")
-    write_hf_model(folder / "hf")
-    hf_to_megatron(folder / "hf", folder / "megatron")
+    write_inputs(run, folder, store)
     reference.compute_reference(run, place)
-    save_plan(build_plan(store, run.plan, run.objective), run.paths.plan)
     return folder
 
 
@@ -57,8 +52,10 @@ def test_the_last_save_is_written_after_one_that_failed(failing, run, place, mon
     assert checkpoints(run) == ["iter_0000002"]
 
 
-def test_an_error_of_one_rank_alone_is_an_error_of_all(prepared, tmp_path):
-    run_ranks("tests.distributed.save_worker:fail_on_rank_0", 2, folder=str(prepared), output=str(tmp_path / "train"))
+def test_an_error_of_one_rank_alone_is_an_error_of_all(run, prepared):
+    run_ranks("tests.distributed.save_worker:fail_on_rank_0", 2, folder=str(prepared), output=run.paths.output)
+    # One save went well after each that failed, and the last of them is kept.
+    assert checkpoints(run) == [f"iter_{len(WRITES_OF_ONE_RANK) + 1:07d}"]
 
 
 @pytest.mark.parametrize("comes_back", [True, False])

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from checkpoints_conversion import hf_to_megatron, megatron_to_hf
+from checkpoints_conversion import megatron_to_hf
 from megatron_offgrpo.artifacts import read_manifest
 from megatron_offgrpo.config import LayoutConfig, with_values
 from megatron_offgrpo.errors import CheckpointError, ConfigError, TrainingError
@@ -23,7 +23,7 @@ from megatron_offgrpo.training.checkpoint_folder import latest, read_best, sha25
 from megatron_offgrpo.training.run_folder import read_metrics
 from megatron_offgrpo.training.student import Student
 from tests.distributed.harness import REPOSITORY, run_ranks
-from tests.distributed.toy import in_folder, toy_run, write_hf_model, write_toy_store
+from tests.distributed.toy import in_folder, toy_run, write_inputs, write_toy_store
 
 NUM_STEPS = 4
 Usage = namedtuple("Usage", "total used free")
@@ -41,10 +41,8 @@ def prepared(tmp_path_factory, place) -> Path:
     folder = tmp_path_factory.mktemp("faults")
     run = with_values(in_folder(toy_run(epochs=2), folder), checkpoint={"every_steps": 1, "keep": 0})
     store = write_toy_store(folder / "store", num_groups=10, num_validation=2)
-    write_hf_model(folder / "hf")
-    hf_to_megatron(folder / "hf", folder / "megatron")
+    write_inputs(run, folder, store)
     reference.compute_reference(run, place)
-    save_plan(build_plan(store, run.plan, run.objective), run.paths.plan)
     assert loop.train(run, place) is True
     return folder
 

@@ -8,15 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from checkpoints_conversion import hf_to_megatron
 from megatron_offgrpo.config import LayoutConfig, with_values
 from megatron_offgrpo.parallel import runtime
-from megatron_offgrpo.planning.plan import build_plan
-from megatron_offgrpo.planning.plan_files import save_plan
 from megatron_offgrpo.training import checkpoint_folder, loop
 from megatron_offgrpo.training.checkpoint_folder import TRACKER, latest, read_best, write_best, write_tracker
 from megatron_offgrpo.training.run_folder import read_metrics
-from tests.distributed.toy import in_folder, toy_run, write_hf_model, write_toy_store
+from tests.distributed.toy import in_folder, toy_run, write_inputs, write_toy_store
 
 NUM_STEPS = 4
 Usage = namedtuple("Usage", "total used free")
@@ -39,9 +36,7 @@ def prepared(tmp_path_factory, place) -> Path:
     folder = tmp_path_factory.mktemp("recovery")
     run = base_run(folder)
     store = write_toy_store(folder / "store", num_groups=10, num_validation=2)
-    write_hf_model(folder / "hf")
-    hf_to_megatron(folder / "hf", folder / "megatron")
-    save_plan(build_plan(store, run.plan, run.objective), run.paths.plan)
+    write_inputs(run, folder, store)
     assert loop.train(run, place) is True
     return folder
 

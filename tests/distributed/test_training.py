@@ -24,7 +24,7 @@ from megatron_offgrpo.training import loop, reference
 from megatron_offgrpo.training.checkpoint_folder import latest
 from megatron_offgrpo.training.run_folder import read_metrics
 from megatron_offgrpo.training.signals import StopRequest
-from tests.distributed.toy import in_folder, toy_run, write_hf_model, write_toy_store
+from tests.distributed.toy import in_folder, toy_run, write_hf_model, write_inputs, write_toy_store
 
 NUM_STEPS = 4
 
@@ -41,10 +41,8 @@ def prepared(tmp_path_factory, place) -> Path:
     folder = tmp_path_factory.mktemp("training")
     run = in_folder(toy_run(epochs=2), folder)
     store = write_toy_store(folder / "store")
-    write_hf_model(folder / "hf")
-    hf_to_megatron(folder / "hf", folder / "megatron")
+    write_inputs(run, folder, store)
     reference.compute_reference(run, place)
-    save_plan(build_plan(store, run.plan, run.objective), run.paths.plan)
     assert loop.train(run, place) is True
     return folder
 

@@ -5,9 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
+from checkpoints_conversion import hf_to_megatron
 from megatron_offgrpo.config import LayoutConfig, ModelConfig, OptimizerConfig, PathsConfig, PlanConfig, RunConfig
 from megatron_offgrpo.data.store import StoreRow, TrajectoryStore, write_store
 from megatron_offgrpo.model.hf_config import Architecture, architecture_of
+from megatron_offgrpo.planning.plan import build_plan
+from megatron_offgrpo.planning.plan_files import save_plan
 from recipes.objectives import released
 
 VOCAB_SIZE = 301
@@ -96,6 +99,13 @@ def write_hf_model(path: Path, kind: str = "qwen2", seed: int = 0) -> None:
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, mean=1.0 if parameter.dim() == 1 else 0.0, std=0.1)
     model.save_pretrained(path)
+
+
+def write_inputs(run: RunConfig, folder: Path, store: TrajectoryStore) -> None:
+    """What `in_folder` names beside the store: model, checkpoint and plan."""
+    write_hf_model(folder / "hf")
+    hf_to_megatron(folder / "hf", folder / "megatron")
+    save_plan(build_plan(store, run.plan, run.objective), run.paths.plan)
 
 
 def in_folder(run: RunConfig, folder: Path) -> RunConfig:

@@ -28,7 +28,7 @@ def completion(*choices):
     return 200, {"id": "1", "object": "text_completion", "created": 1, "model": "m", "choices": choices, "usage": usage}
 
 
-class Stub:
+class ScriptedServer:
     """A server on a free port; `answer(request, number)` makes status and body."""
 
     def __init__(self):
@@ -71,7 +71,7 @@ class Stub:
 @pytest.fixture
 def stub(monkeypatch):
     monkeypatch.setattr(server_backend, "RETRIES", 1)
-    stub = Stub()
+    stub = ScriptedServer()
     yield stub
     stub.server.shutdown()
     stub.server.server_close()
