@@ -33,7 +33,7 @@ from tools.packing_baselines import first_fit_decreasing, karmarkar_karp, modifi
 GROUPS_PER_STEP = 32
 PACK_MULTIPLE = 64
 EQUAL_PARTS = 16
-DATA_PARALLEL = (2, 4, 8, 16)
+DATA_PARALLEL = (2, 3, 4, 6, 8, 12, 16)
 SHAPE = ModelShape(28, 3584, 18944, 28, 4, 128, 152064, qkv_bias=True)
 """Qwen2.5-7B's sizes."""
 PACKINGS: dict[str, Callable[[IntArray, int], list[list[int]]]] = {

@@ -1,5 +1,6 @@
 """`offgrpo`: one thin command per stage."""
 
+import errno
 import os
 import sys
 import time
@@ -19,6 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+OF_THE_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
 COMMANDS: dict[str, Callable[..., None]] = {
     "prepare": data.prepare,
     "inspect": data.inspect,
@@ -51,7 +53,7 @@ def _mount_converters() -> None:
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one line on standard error and exit status 1."""
+    """Entry point: a user's mistake, and a disk that is full or closed, are one line on standard error and status 1."""
     _quiet()
     # The launcher's environment has no torch.
     if sys.argv[1:2] not in (["launch"], ["jobs"]):
@@ -59,7 +61,15 @@ def main() -> None:
     try:
         app()
     except OffgrpoError as error:
+        report_refusal(str(error))
         _fail(error)
+    except OSError as cause:
+        if cause.errno not in OF_THE_STORAGE:
+            raise
+        # Not a refusal: the same command may do once the disk is mended.
+        where = str(cause.filename) if cause.filename else None
+        remedy = "look at space, quota and permissions there; the same command goes on"
+        _fail(OffgrpoError(f"the file system refuses ({cause.strerror})", where=where, remedy=remedy))
 
 
 def _quiet() -> None:
@@ -72,7 +82,6 @@ def _quiet() -> None:
 
 
 def _fail(error: OffgrpoError) -> NoReturn:
-    report_refusal(str(error))
     rank = int(os.environ.get("RANK", "0"))
     if rank:
         # What is wrong for all ranks is said by the first; the launcher ends this one before it repeats it.

@@ -85,7 +85,7 @@ def place(layout: LayoutConfig, seed: int, *, fault_seconds: float = 1800.0) -> 
     from megatron.core import parallel_state
     from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
-    parallel_state.destroy_model_parallel()
+    _leave_groups()
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=layout.tp,
         pipeline_model_parallel_size=layout.pp,
@@ -111,10 +111,18 @@ def place(layout: LayoutConfig, seed: int, *, fault_seconds: float = 1800.0) -> 
     )
 
 
-def stop() -> None:
-    """Leaves the process groups."""
+def _leave_groups() -> None:
+    """Leaves Megatron's groups of an earlier layout; Megatron only forgets them, and over gloo their threads go on."""
     from megatron.core import parallel_state
 
+    for group in parallel_state._global_process_group_list or []:
+        if group is not None:
+            dist.destroy_process_group(group)
     parallel_state.destroy_model_parallel()
+
+
+def stop() -> None:
+    """Leaves the process groups."""
+    _leave_groups()
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -34,6 +34,7 @@ from megatron_offgrpo.training.checkpoint_folder import (
 )
 from megatron_offgrpo.training.checkpoint_state import (
     fill_model,
+    fill_optimizer,
     format_of,
     layout_of,
     local_bytes,
@@ -69,12 +70,10 @@ def load_all(student: Student, checkpoint: Path) -> dict[str, Any]:
     manifest = read_manifest(checkpoint, "checkpoint", remedy=START_OVER)
     require_loadable(student, manifest, checkpoint)
     model = model_state(student)
-    state = {"model": model, "optimizer": optimizer_state(student, model, format_of(manifest), is_loading=True)}
-    loaded = load_tensors(state, checkpoint)
+    optimizer = optimizer_state(student, model, format_of(manifest), is_loading=True)
+    loaded = load_tensors({"model": model, "optimizer": optimizer}, checkpoint)
     fill_model(student, loaded.pop("model"))
-    # 0.16.1's loader of the sharded format copies into the fp32 weights without this of its own.
-    with torch.no_grad():
-        student.optimizer.load_state_dict(loaded.pop("optimizer"))
+    fill_optimizer(student, optimizer, loaded.pop("optimizer"))
     return loaded
 
 

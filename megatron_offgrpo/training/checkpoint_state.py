@@ -28,6 +28,8 @@ def sharding(format: CheckpointFormat = "reshardable") -> dict[str, Any]:
     return {
         "distrib_optim_sharding_type": _SHARDING_TYPE[format],
         "distrib_optim_fully_reshardable_mem_efficient": True,
+        # With ep > 1 the experts have an optimizer of their own, without it they do not: their keys must be the same.
+        "chained_optim_avoid_prefix": True,
     }
 
 
@@ -52,7 +54,10 @@ def local_bytes(state: dict[str, Any]) -> int:
 
 
 def model_state(student: Student) -> dict[str, Any]:
-    """Sharded tensors of all chunks under their global keys, without the layers' empty `_extra_state` objects."""
+    """Sharded tensors of all chunks under their global keys.
+
+    Without the layers' `_extra_state`: Transformer Engine's is a pickle, and holds nothing where fp8 has no history.
+    """
     state: dict[str, Any] = {}
     for number, model in enumerate(student.models):
         chunk = model.sharded_state_dict(metadata=sharding())
@@ -79,9 +84,7 @@ def optimizer_state(
         model: `model_state(student)`.
     """
     state = student.optimizer.sharded_state_dict(model, metadata=sharding(format), is_loading=is_loading)
-    # One part for each of Megatron's chained optimizers: experts have their own.
-    parts = list(state.values()) if len(student.optimizer.chained_optimizers) > 1 else [state]
-    for part in parts:
+    for part in _parts(student, state):
         # In `dp_reshardable` Megatron pickles each rank's parameter groups, which are the same on all ranks, and the
         # lengths of its buckets, in whose place `layout_of` stands.
         part |= {key: value.data for key, value in part.items() if isinstance(value, ShardedObject)}
@@ -93,6 +96,34 @@ def optimizer_state(
             part["param_state"].pop("per_bucket_numel", None)
             part["param_state"].pop("per_bucket_numel_unpadded", None)
     return state
+
+
+def fill_optimizer(student: Student, own: dict[str, Any], loaded: dict[str, Any]) -> None:
+    """Loads moments, master weights and the step, whichever layout wrote them.
+
+    With ep > 1 there are two optimizers in place of one, so parameter groups differ from layout to layout. Of those in
+    the checkpoint only the step counts: the rest is the run's configuration.
+
+    Args:
+        own: `optimizer_state(student, ...)`, for loading.
+        loaded: the same as it was loaded.
+    """
+    written = [part for part in (loaded, *loaded.values()) if isinstance(part, dict) and "optimizer" in part]
+    groups = [group for part in written for group in part["optimizer"]["param_groups"]]
+    (step,) = {int(group["step"]) for group in groups if "step" in group}
+    filled = []
+    for part, tensors in zip(_parts(student, own), _parts(student, loaded), strict=True):
+        mine = [{**group, "step": step} for group in part["optimizer"]["param_groups"]]
+        filled.append({**part, "optimizer": {"param_groups": mine}, "param_state": tensors["param_state"]})
+    # 0.16.1's loader of the sharded format copies into the fp32 weights without this of its own.
+    with torch.no_grad():
+        student.optimizer.load_state_dict(filled if len(filled) > 1 else filled[0])
+
+
+def _parts(student: Student, state: dict[Any, Any]) -> list[dict[str, Any]]:
+    """The state of each of Megatron's chained optimizers, or of the only one."""
+    count = len(student.optimizer.chained_optimizers)
+    return [state[number] for number in range(count)] if count > 1 else [state]
 
 
 def layout_of(student: Student) -> dict[str, int | None]:

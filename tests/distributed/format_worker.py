@@ -20,7 +20,7 @@ def run_of(folder: str | Path, output: str | Path, layout: dict | None = None, *
     """Four steps, saved after the second and the last; without KL, so that no reference is needed."""
     run = in_folder(toy_run(LayoutConfig(**(layout or {})), epochs=2), Path(folder))
     run = replace(run, paths=replace(run.paths, output=str(output)))
-    return with_values(run, objective={"beta": 0.0}, checkpoint={"every_steps": 2, "keep": 0}, **sections)
+    return with_values(run, **{"objective": {"beta": 0.0}, "checkpoint": {"every_steps": 2, "keep": 0}, **sections})
 
 
 def train(run: RunConfig, place: runtime.Placement, stop_after: int | None = None) -> bool:
@@ -33,7 +33,8 @@ def train(run: RunConfig, place: runtime.Placement, stop_after: int | None = Non
 def do_all(actions: list[dict]) -> None:
     """Each action: where, in which layout, and either `reshard` or a training that may stop; then perhaps a copy."""
     for action in actions:
-        run = run_of(action["folder"], action["output"], action["layout"])
+        form = {"every_steps": 2, "keep": 0, "format": action.get("form", "sharded")}
+        run = run_of(action["folder"], action["output"], action["layout"], checkpoint=form)
         place = runtime.start(run.layout, seed=0)
         if action.get("reshard"):
             reshard(run, place)

@@ -58,6 +58,9 @@ def run_ranks(function: str, world_size: int, *, timeout_seconds: float = 300, *
 def _call(function: str, arguments: str) -> None:
     import importlib
 
+    # Before the workers' own imports of Megatron, whose start it halves.
+    from megatron_offgrpo.parallel import portable  # noqa: F401
+
     module, _, name = function.partition(":")
     getattr(importlib.import_module(module), name)(**json.loads(arguments))
 

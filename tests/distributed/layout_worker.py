@@ -125,6 +125,7 @@ def write_weights(store: str, weights: str, output: str, cases: list[dict]) -> N
             folder.mkdir(parents=True)
         torch.distributed.barrier()
         dist_checkpointing.save(weight_state(student), str(folder))
+        student.close()
     runtime.stop()
 
 
@@ -147,4 +148,5 @@ def write_gradients(store: str, weights: str, output: str, cases: list[dict]) ->
             (folder / "metrics.json").write_text(json.dumps({**metrics, "packs_per_rank": num_packs}))
         torch.distributed.barrier()
         dist_checkpointing.save(gradient_state(student), str(folder))
+        student.close()
     runtime.stop()

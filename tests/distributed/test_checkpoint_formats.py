@@ -25,7 +25,22 @@ from tests.distributed.format_worker import run_of, train
 from tests.distributed.harness import run_ranks
 from tests.distributed.toy import write_hf_model, write_toy_store
 
-LAYOUTS = {"dp2": {}, "tp2": {"tp": 2}, "ep2": {"ep": 2}}
+LAYOUTS = {
+    "dp2": {},
+    "tp2": {"tp": 2},
+    "sp2": {"tp": 2, "sequence_parallel": True},
+    "pp2": {"pp": 2},
+    "vpp2": {"pp": 2, "vpp": 2},
+    "cp2": {"cp": 2},
+    "ep2": {"ep": 2},
+}
+# Resumed where they stopped, from sharded checkpoints.
+SAME = [("qwen2", "dp2"), ("qwen2", "pp2"), ("qwen2", "vpp2"), ("qwen2", "cp2"), ("qwen3_moe", "ep2")]
+# Stopped in one layout and resumed in another: sharded ones under other dp and cp, reshardable ones under any.
+OTHER = [("qwen2", "dp2", "cp2", "sharded"), ("qwen2", "cp2", "dp2", "sharded")]
+OTHER += [("qwen2", "vpp2", "sp2", "reshardable"), ("qwen3_moe", "ep2", "pp2", "reshardable")]
+OTHER += [("qwen3_moe", "sp2", "ep2", "reshardable")]
+ONE_TO_DP2 = ("qwen2", "1", "dp2", "sharded")
 
 
 @pytest.fixture(scope="module")
@@ -47,32 +62,27 @@ def folder(tmp_path_factory, place) -> Path:
         hf_to_megatron(folder / kind / "hf", folder / kind / "megatron")
         run = run_of(folder / kind, "")
         save_plan(build_plan(store, run.plan, run.objective), run.paths.plan)
-    train(run_of(folder / "qwen2", folder / "qwen2" / "whole_1"), place)
+        train(run_of(folder / kind, folder / kind / "whole_1"), place)
     train(run_of(folder / "qwen2", folder / "qwen2" / "stop_1"), place, 2)
-    on_two_processes(
-        [
-            {
-                "folder": str(folder / kind),
-                "output": str(folder / kind / f"{name}_{layout}"),
-                "layout": LAYOUTS[layout],
-                "stop_after": stop,
-            }
-            for kind, layout in (("qwen2", "dp2"), ("qwen2", "tp2"), ("qwen3_moe", "ep2"))
-            for name, stop in (("whole", None), ("stop", 2))
-            if (name, layout) != ("whole", "tp2")
-        ]
-    )
-    resume = [("qwen2", "dp2", "dp2"), ("qwen3_moe", "ep2", "ep2"), ("qwen2", "1", "dp2")]
-    actions = []
-    for kind, written, layout in resume:
-        output = folder / kind / f"resumed_{written}_{layout}"
-        shutil.copytree(folder / kind / f"stop_{written}", output)
-        actions.append({"folder": str(folder / kind), "output": str(output), "layout": LAYOUTS[layout]})
-    output = folder / "qwen2" / "resharded_tp2"
-    shutil.copytree(folder / "qwen2" / "stop_tp2", output)
-    tp2 = {"folder": str(folder / "qwen2"), "output": str(output), "layout": {"tp": 2}}
+
+    def action(kind: str, name: str, layout: str, **more: object) -> dict:
+        output = folder / kind / f"{name}_{layout}"
+        return {"folder": str(folder / kind), "output": str(output), "layout": LAYOUTS[layout], **more}
+
+    whole = [action(kind, "whole", layout) for kind, layout in SAME]
+    stopped = [action(kind, "stop", layout, stop_after=2) for kind, layout in (*SAME, ("qwen2", "tp2"))]
+    reshardable = [(kind, layout) for kind, layout, _, form in OTHER if form == "reshardable"]
+    stopped += [action(kind, "stop_reshardable", at, stop_after=2, form="reshardable") for kind, at in reshardable]
+    on_two_processes(whole + stopped)
+    resumed = []
+    for kind, written, layout, form in [(kind, at, at, "sharded") for kind, at in SAME] + OTHER + [ONE_TO_DP2]:
+        stop = "stop" if form == "sharded" else "stop_reshardable"
+        resumed.append(action(kind, f"resumed_{written}", layout))
+        shutil.copytree(folder / kind / f"{stop}_{written}", resumed[-1]["output"])
+    tp2 = action("qwen2", "resharded", "tp2")
+    shutil.copytree(folder / "qwen2" / "stop_tp2", tp2["output"])
     reshard_it = {**tp2, "reshard": True, "copy": str(folder / "qwen2" / "resharded_1")}
-    on_two_processes([*actions, reshard_it, {**tp2, "layout": {"pp": 2}}])
+    on_two_processes([*resumed, reshard_it, {**tp2, "layout": LAYOUTS["pp2"]}])
     return folder
 
 
@@ -112,7 +122,7 @@ def test_each_rank_writes_its_own_part_and_no_pickled_objects(folder):
     assert {re.match(r"__(\d)_", file)[1] for file in files} == {"0", "1"}
 
 
-@pytest.mark.parametrize(("kind", "layout"), [("qwen2", "dp2"), ("qwen3_moe", "ep2")])
+@pytest.mark.parametrize(("kind", "layout"), SAME)
 def test_resume_at_the_same_layout_is_exact(folder, tmp_path, kind, layout):
     whole, resumed = folder / kind / f"whole_{layout}", folder / kind / f"resumed_{layout}_{layout}"
     assert losses(resumed) == losses(whole)
@@ -127,6 +137,13 @@ def test_another_number_of_data_parallel_ranks_goes_on(folder, place, tmp_path):
     shutil.copytree(folder / "qwen2" / "stop_dp2", tmp_path / "train")
     assert train(run_of(folder / "qwen2", tmp_path / "train"), place) is True
     np.testing.assert_allclose(losses(tmp_path / "train"), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("kind", "written", "layout", "form"), OTHER)
+def test_another_layout_goes_on(folder, kind, written, layout, form):
+    resumed = folder / kind / f"resumed_{written}_{layout}"
+    assert formats(resumed)["iter_0000002"] == form
+    np.testing.assert_allclose(losses(resumed), losses(folder / kind / "whole_1"), rtol=1e-4)
 
 
 def test_another_cut_is_refused_with_the_command_that_helps(folder, place, tmp_path):

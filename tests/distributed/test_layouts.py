@@ -89,6 +89,15 @@ RECOMPUTED = [
     ("qwen3_moe", "pp2_full", _PP2, {}, "released", {"recompute": "full"}),
     ("qwen3_moe", "ep2_selective", {"ep": 2}, {}, "released", {"recompute": "selective"}),
 ]
+BF16 = [
+    (kind, f"{name}_bf16", layout, {}, "released", {"precision": "bf16"})
+    for kind, name, layout in (
+        *(("qwen2", name, layout) for name, layout in (("sp2", _SP2), ("pp2", _PP2), ("cp2", _CP2), ("dp2", _DP2))),
+        ("qwen2", "vpp2", {"pp": 2, "vpp": 2}),
+        ("qwen3_moe", "ep2", {"ep": 2}),
+        ("qwen3_moe", "pp2", _PP2),
+    )
+]
 ON_TWO = [*TWO_PROCESSES, *UNITS, *RECOMPUTED]
 # Two updates with the optimizer's state spread over data- and context-parallel ranks.
 UPDATED = {
@@ -165,7 +174,7 @@ def written(folder) -> Path:
     output = folder / "gradients"
     common = {"store": str(folder / "store"), "weights": str(folder / "weights"), "output": str(output)}
     run_ranks("tests.distributed.layout_worker:write_gradients", 1, cases=_cases(ONE_PROCESS), **common)
-    run_ranks("tests.distributed.layout_worker:write_gradients", 2, cases=_cases(ON_TWO), **common)
+    run_ranks("tests.distributed.layout_worker:write_gradients", 2, cases=_cases(ON_TWO + BF16), **common)
     run_ranks("tests.distributed.layout_worker:write_gradients", 4, cases=_cases(FOUR_PROCESSES), **common)
     return output
 
@@ -200,6 +209,25 @@ def test_loss_and_gradients_equal_one_process(case, written, expected):
         # Rows beyond the real vocabulary are padding, of which each layout has a different number.
         difference = (gradient_of_one - other).norm() / max(gradient_of_one.norm(), 1e-6 * norm)
         assert difference <= TOLERANCE, f"{name}: {difference:.2e}"
+
+
+def _distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> dict[str, float]:
+    return {name: float((one[name] - other[name]).norm()) for name in one}
+
+
+@pytest.mark.parametrize("case", _cases(BF16), ids=lambda case: case["name"])
+def test_bf16_is_as_near_to_fp32_as_one_process_in_bf16(case, folder, place, written, expected):
+    student, exact, _ = expected[case["kind"], "released"]
+    run = run_of({"model": case["model"]})
+    store = TrajectoryStore.open(folder / "store")
+    alone, rounded, _ = gradient(run, case["kind"], store, place, folder / "weights" / case["kind"])
+    of_one = _distance(exact, {n: p.main_grad for n, p in alone.models[0].named_parameters()})
+    loaded = dist_checkpointing.load(gradient_state(student), str(written / case["name"]))
+    of_layout = _distance(exact, {name: loaded[f"0.{name}"] for name in exact})
+    for name in exact:
+        assert 0 < of_layout[name] <= 2 * of_one[name], name
+    got = json.loads((written / case["name"] / "metrics.json").read_text())
+    assert got["loss"] == pytest.approx(rounded["loss"], rel=1e-2)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,8 @@
-"""Fifty kills with SIGKILL: every resume is exact, at the same layout to the bit, at another one to rounding."""
+"""Sixty-two kills with SIGKILL: every resume is exact, at the same layout to the bit, at another one to rounding."""
 
 import subprocess
 import time
+from itertools import cycle, islice
 from pathlib import Path
 
 import numpy as np
@@ -16,25 +17,29 @@ from megatron_offgrpo.planning.plan_files import save_plan
 from megatron_offgrpo.training.run_folder import read_metrics
 from tests.distributed.toy import toy_run, write_hf_model, write_toy_store
 from tests.system.cli import command, environment, offgrpo
-from tests.system.kills import train_through_kills
+from tests.system.kills import MOMENTS, train_through_kills
 from tests.system.test_two_processes import RECIPE, settings
 
-EPOCHS, KILLS = 60, 50
+EPOCHS = 120
 MORE = (f"plan.epochs={EPOCHS}", "checkpoint.every_steps=1", "optimizer.lr=1e-4")
+RUNS = {"qwen2": ("layout.ep=1", 50), "qwen3_moe": ("layout.ep=2", 12)}
+"""Of a dense model and a mixture of experts on two processes: what else is set, and the kills."""
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Inputs, and an undisturbed run on two processes."""
-    folder = tmp_path_factory.mktemp("kills")
-    store = write_toy_store(folder / "store")
-    write_hf_model(folder / "hf")
-    hf_to_megatron(folder / "hf", folder / "megatron")
-    run = toy_run(epochs=EPOCHS)
-    save_plan(build_plan(store, run.plan, run.objective), folder / "plan")
-    offgrpo("reference", RECIPE, *settings(folder, *MORE), cwd=folder)
-    offgrpo("train", RECIPE, *settings(folder, *MORE), cwd=folder, timeout_seconds=900)
-    return folder
+    """For each model its inputs, and an undisturbed run on two processes."""
+    whole = tmp_path_factory.mktemp("kills")
+    for kind, (layout, _) in RUNS.items():
+        folder = whole / kind
+        store = write_toy_store(folder / "store")
+        write_hf_model(folder / "hf", kind)
+        hf_to_megatron(folder / "hf", folder / "megatron")
+        run = toy_run(epochs=EPOCHS)
+        save_plan(build_plan(store, run.plan, run.objective), folder / "plan")
+        offgrpo("reference", RECIPE, *settings(folder, *MORE, layout), cwd=folder)
+        offgrpo("train", RECIPE, *settings(folder, *MORE, layout), cwd=folder, timeout_seconds=900)
+    return whole
 
 
 def losses(output: Path) -> list[float]:
@@ -42,12 +47,17 @@ def losses(output: Path) -> list[float]:
 
 
 @pytest.mark.timeout(5400)
-def test_fifty_kills(folder, tmp_path, record_property):
-    output = tmp_path / "train"
-    arguments = ["train", RECIPE, *settings(folder, f"paths.output={output}", *MORE)]
-    kills = train_through_kills(arguments, output, kills=KILLS, seed=0, latest_seconds=16, cwd=tmp_path, timeout=5000)
-    print(f"\n{kills}")
-    record_property("kills", str(kills))
+@pytest.mark.parametrize("kind", RUNS)
+def test_killed_runs_end_bit_identical(kind, folder, tmp_path, record_property):
+    folder, output = folder / kind, tmp_path / "train"
+    layout, kills = RUNS[kind]
+    arguments = ["train", RECIPE, *settings(folder, f"paths.output={output}", *MORE, layout)]
+    moments = list(islice(cycle(MOMENTS), kills))
+    done = train_through_kills(arguments, output, moments=moments, seed=0, cwd=tmp_path, timeout=5000)
+    print(f"\n{kind}: {done}")
+    record_property("kills", str(done))
+    assert done.total == kills
+    assert all(done.seen[moment] >= kills // 10 for moment in MOMENTS), done
     exports = []
     for run, name in ((folder / "train", "a"), (output, "b")):
         megatron_to_hf(run / "checkpoints", folder / "hf", tmp_path / name)
@@ -60,7 +70,7 @@ def test_fifty_kills(folder, tmp_path, record_property):
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("layout", ["layout.tp=2", "layout.pp=2"])
 def test_another_layout_goes_on_with_the_same_batches(layout, folder, tmp_path):
-    output = tmp_path / "train"
+    folder, output = folder / "qwen2", tmp_path / "train"
     more = (*MORE, "checkpoint.format=reshardable")
     arguments = ["train", RECIPE, *settings(folder, f"paths.output={output}", *more)]
     process = subprocess.Popen(command(*arguments), env=environment(), cwd=tmp_path, stderr=subprocess.DEVNULL)

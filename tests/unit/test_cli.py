@@ -1,6 +1,8 @@
 """A user's mistake on the command line is one line on standard error and exit status 1."""
 
+import errno
 import json
+import os
 import sys
 
 import pytest
@@ -90,3 +92,18 @@ def test_doctor_and_recipes_answer(run):
     status, out, _ = run("recipes")
     assert status == 0
     assert "openthinker3_7b" in out
+
+
+def test_a_full_disk_is_one_line_that_names_the_file_and_another_fault_is_not_hidden(run, monkeypatch):
+    def fails_with(number):
+        def app():
+            raise OSError(number, os.strerror(number), "/run/wandb_run_id.txt")
+
+        monkeypatch.setattr(cli, "app", app)
+
+    fails_with(errno.ENOSPC)
+    line = one_error(run("train", "quickstart"))
+    assert "/run/wandb_run_id.txt: the file system refuses (No space left on device); remedy: look at space" in line
+    fails_with(errno.EBADF)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        cli.main()
