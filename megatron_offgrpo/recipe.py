@@ -33,7 +33,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def list_recipes() -> dict[str, Callable[[], RunConfig]]:
-    """Name -> function, for every function in recipes/ that returns a RunConfig."""
+    """Name -> function, for every function in recipes/ that returns a RunConfig and needs no argument."""
     return _functions_returning(RunConfig)
 
 
@@ -45,7 +45,8 @@ def _functions_returning(kind: type) -> dict[str, Callable[[], Any]]:
         module = importlib.import_module(f"recipes.{module_info.name}")
         for name, function in inspect.getmembers(module, inspect.isfunction):
             is_own = function.__module__ == module.__name__ and not name.startswith("_")
-            if is_own and get_type_hints(function).get("return") is kind:
+            needs_none = all(p.default is not p.empty for p in inspect.signature(function).parameters.values())
+            if is_own and needs_none and get_type_hints(function).get("return") is kind:
                 found[name] = function
     return found
 

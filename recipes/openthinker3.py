@@ -5,6 +5,7 @@ from dataclasses import replace
 from megatron_offgrpo.config import LayoutConfig, ModelConfig, PlanConfig, RunConfig
 from recipes.objectives import blog, released
 from recipes.paths import run_paths
+from recipes.sizes import on_80gb
 
 
 def openthinker3_7b() -> RunConfig:
@@ -19,6 +20,16 @@ def openthinker3_7b() -> RunConfig:
     )
 
 
+def openthinker3_7b_32x80gb() -> RunConfig:
+    """The released settings on four nodes; with more GPUs nothing needs to be recomputed."""
+    return on_80gb(openthinker3_7b(), 32, model={"recompute": "none"})
+
+
+def openthinker3_7b_64x80gb() -> RunConfig:
+    """The released settings on eight nodes."""
+    return on_80gb(openthinker3_7b(), 64, model={"recompute": "none"})
+
+
 def openthinker3_7b_blog() -> RunConfig:
     """The settings of the accompanying text: standardised advantages, clip, 1/|o|, beta 0.1, 3 epochs."""
     base = openthinker3_7b()
@@ -27,17 +38,11 @@ def openthinker3_7b_blog() -> RunConfig:
     )
 
 
-def openthinker3_7b_32x80gb() -> RunConfig:
-    """The released settings on four nodes; with more GPUs nothing needs to be recomputed."""
-    return replace(
-        openthinker3_7b(),
-        name="openthinker3_7b_32x80gb",
-        layout=LayoutConfig(tp=4, sequence_parallel=True, processes=32),
-        model=ModelConfig(precision="bf16", recompute="none"),
-    )
+def openthinker3_7b_blog_32x80gb() -> RunConfig:
+    """The settings of the accompanying text on four nodes."""
+    return on_80gb(openthinker3_7b_blog(), 32, model={"recompute": "none"})
 
 
-def openthinker3_7b_64x80gb() -> RunConfig:
-    """The released settings on eight nodes."""
-    base = openthinker3_7b_32x80gb()
-    return replace(base, name="openthinker3_7b_64x80gb", layout=replace(base.layout, processes=64))
+def openthinker3_7b_blog_64x80gb() -> RunConfig:
+    """The settings of the accompanying text on eight nodes."""
+    return on_80gb(openthinker3_7b_blog(), 64, model={"recompute": "none"})

@@ -2,9 +2,10 @@
 
 from dataclasses import replace
 
-from megatron_offgrpo.config import LayoutConfig, ModelConfig, RunConfig
+from megatron_offgrpo.config import LayoutConfig, RunConfig
 from recipes.openthinker3 import openthinker3_7b
 from recipes.paths import run_paths
+from recipes.sizes import on_80gb
 
 
 def qwen3_8b() -> RunConfig:
@@ -14,18 +15,12 @@ def qwen3_8b() -> RunConfig:
 
 def qwen3_8b_32x80gb() -> RunConfig:
     """Four nodes."""
-    return replace(
-        qwen3_8b(),
-        name="qwen3_8b_32x80gb",
-        layout=LayoutConfig(tp=4, sequence_parallel=True, processes=32),
-        model=ModelConfig(precision="bf16", recompute="none"),
-    )
+    return on_80gb(qwen3_8b(), 32, model={"recompute": "none"})
 
 
 def qwen3_8b_64x80gb() -> RunConfig:
     """Eight nodes."""
-    base = qwen3_8b_32x80gb()
-    return replace(base, name="qwen3_8b_64x80gb", layout=replace(base.layout, processes=64))
+    return on_80gb(qwen3_8b(), 64, model={"recompute": "none"})
 
 
 def qwen3_30b_a3b() -> RunConfig:
@@ -40,14 +35,9 @@ def qwen3_30b_a3b() -> RunConfig:
 
 def qwen3_30b_a3b_32x80gb() -> RunConfig:
     """Four nodes, whole experts on eight ranks."""
-    return replace(
-        qwen3_30b_a3b(),
-        name="qwen3_30b_a3b_32x80gb",
-        layout=LayoutConfig(tp=4, ep=8, sequence_parallel=True, processes=32),
-    )
+    return on_80gb(qwen3_30b_a3b(), 32, layout={"pp": 1, "ep": 8})
 
 
 def qwen3_30b_a3b_64x80gb() -> RunConfig:
-    """Eight nodes."""
-    base = qwen3_30b_a3b_32x80gb()
-    return replace(base, name="qwen3_30b_a3b_64x80gb", layout=replace(base.layout, processes=64))
+    """Eight nodes, whole experts on eight ranks."""
+    return on_80gb(qwen3_30b_a3b(), 64, layout={"pp": 1, "ep": 8})

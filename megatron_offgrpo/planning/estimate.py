@@ -73,6 +73,14 @@ def balance(plan: Plan, shape: ModelShape, layout: LayoutConfig, *, num_gpus: in
     return Balance(dp, worst, max(enough, default=None), len(enough), empty, critical)
 
 
+def typical_pack_flops(plan: Plan, shape: ModelShape) -> FloatArray:
+    """Computed FLOPs of each pack of the step with the median FLOPs."""
+    flops = pack_flops(plan, shape, recompute=False)
+    of_steps = np.bincount(plan.pack_step, weights=flops)
+    packs = plan.packs_of_step(int(of_steps.argsort(kind="stable")[len(of_steps) // 2]))
+    return flops[packs.start : packs.stop]
+
+
 def run_cost(balance: Balance, *, num_gpus: int, tflops_per_gpu: float) -> Cost:
     """Time of the run: per step, the dearest data-parallel rank's FLOPs over its GPUs' rate.
 

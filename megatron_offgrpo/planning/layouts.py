@@ -1,12 +1,16 @@
 """Which layouts a model can take, which of them fit into memory, and which is likely the fastest."""
 
+import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from megatron_offgrpo.config import LayoutConfig, RunConfig
+import numpy.typing as npt
+
+from megatron_offgrpo.config import LayoutConfig, RunConfig, with_values
 from megatron_offgrpo.errors import ConfigError
+from megatron_offgrpo.planning.assignment import assign, imbalance
 from megatron_offgrpo.planning.hardware import GPUS_PER_NODE, Hardware
 from megatron_offgrpo.planning.memory import Memory, memory_per_rank
 from megatron_offgrpo.planning.shape import ModelShape
@@ -28,6 +32,8 @@ class Proposal:
     num_gpus: int
     layout: LayoutConfig
     recompute: Recompute
+    offload: bool
+    """The optimizer is in the hosts' memory."""
     memory: Memory
 
     def settings(self) -> str:
@@ -37,6 +43,7 @@ class Proposal:
         values = [f"layout.{name}={getattr(layout, name)}" for name in names]
         values += [f"layout.sequence_parallel={str(layout.sequence_parallel).lower()}"]
         values += [f"layout.processes={self.num_gpus}", f"model.recompute={self.recompute}"]
+        values += ["optimizer.cpu_offload=true", "checkpoint.format=reshardable"] if self.offload else []
         return " ".join(f"--set {value}" for value in values)
 
 
@@ -59,13 +66,24 @@ def check_divides(shape: ModelShape, layout: LayoutConfig) -> None:
             )
 
 
-def propose(shape: ModelShape, run: RunConfig, hardware: Hardware, *, packs_per_step: float) -> Proposal | None:
+def propose(shape: ModelShape, run: RunConfig, hardware: Hardware, *, pack_costs: npt.ArrayLike) -> Proposal | None:
     """The layout that fits and is likely the fastest; None where none fits.
 
-    Time is taken as proportional to (1 + recompute) (1 + bubble) (packs of the busiest rank / mean) communication
+    Time is taken as proportional to (1 + recompute) (1 + bubble) (dearest data-parallel rank / mean) communication
     with LOSS_PER_DOUBLING and BETWEEN_NODES.
+
+    Args:
+        pack_costs: float [n], FLOPs of the packs of a typical step, or one number for each where they are not known.
     """
+
+    @functools.cache
+    def spread(dp: int) -> tuple[float, int]:
+        """The dearest rank over the mean, and the packs of each rank."""
+        ranks = assign(pack_costs, dp)
+        return 1 + imbalance(pack_costs, ranks), len(ranks[0])
+
     best: tuple[tuple[float, ...], Proposal] | None = None
+    offload = run.optimizer.cpu_offload
     for layout in _layouts(shape, run, hardware.num_gpus):
         for recompute, again in RECOMPUTE_COST.items():
             model = replace(run.model, recompute=recompute)
@@ -75,26 +93,43 @@ def propose(shape: ModelShape, run: RunConfig, hardware: Hardware, *, packs_per_
                 model,
                 num_gpus=hardware.num_gpus,
                 max_pack_tokens=run.plan.max_pack_tokens,
-                offload=run.optimizer.cpu_offload,
+                offload=offload,
             )
             if memory.total > hardware.usable_bytes:
                 continue
-            time = (1 + again) * _relative_time(shape, layout, hardware.num_gpus, packs_per_step)
+            unevenness, packs = spread(layout.data_parallel_size(hardware.num_gpus))
+            time = (1 + again) * unevenness * _bubble(shape, layout, packs) * _communication(layout)
             rank = (time, layout.pp, layout.tp, layout.cp, layout.ep)
             if best is None or rank < best[0]:
-                best = rank, Proposal(hardware.num_gpus, layout, recompute, memory)
+                best = rank, Proposal(hardware.num_gpus, layout, recompute, offload, memory)
     return best[1] if best else None
 
 
-def propose_more(shape: ModelShape, run: RunConfig, hardware: Hardware, *, packs_per_step: float) -> Proposal | None:
+def propose_more(
+    shape: ModelShape, run: RunConfig, hardware: Hardware, *, pack_costs: npt.ArrayLike
+) -> Proposal | None:
     """A layout on twice as many GPUs, or four times, and so on, where this number is too small."""
     num_gpus = hardware.num_gpus * 2
     while num_gpus <= MOST_GPUS:
-        found = propose(shape, run, replace(hardware, num_gpus=num_gpus), packs_per_step=packs_per_step)
+        found = propose(shape, run, replace(hardware, num_gpus=num_gpus), pack_costs=pack_costs)
         if found:
             return found
         num_gpus *= 2
     return None
+
+
+def proposals(shape: ModelShape, run: RunConfig, hardware: Hardware, *, pack_costs: npt.ArrayLike) -> list[Proposal]:
+    """The layout that fits into this hardware, else two others as far as they exist: here with the optimizer in the
+    hosts' memory, and on more GPUs.
+    """
+    here = propose(shape, run, hardware, pack_costs=pack_costs)
+    if here is not None:
+        return [here]
+    others = [propose_more(shape, run, hardware, pack_costs=pack_costs)]
+    if run.model.precision == "bf16":
+        offloads = with_values(run, optimizer={"cpu_offload": True})
+        others.insert(0, propose(shape, offloads, hardware, pack_costs=pack_costs))
+    return [other for other in others if other is not None]
 
 
 def _layouts(shape: ModelShape, run: RunConfig, num_gpus: int) -> Iterator[LayoutConfig]:
@@ -113,21 +148,22 @@ def _layouts(shape: ModelShape, run: RunConfig, num_gpus: int) -> Iterator[Layou
                     yield layout
 
 
-def _relative_time(shape: ModelShape, layout: LayoutConfig, num_gpus: int, packs_per_step: float) -> float:
-    dp = layout.data_parallel_size(num_gpus)
-    packs = max(1.0, math.ceil(packs_per_step / dp))
-    idle = packs * dp / packs_per_step
-    bubble = 1 + (layout.pp - 1) / (layout.vpp * packs)
+def _bubble(shape: ModelShape, layout: LayoutConfig, packs: int) -> float:
+    """Time of a pipeline over that of its busy part."""
     # The last stage has the head besides its layers, and the others wait for it.
     head = shape.embedding / (shape.embedding + shape.matmul_parameters_per_token)
-    bubble *= 1 + head * (layout.pp - 1)
-    communication = 1.0
+    return (1 + (layout.pp - 1) / (layout.vpp * packs)) * (1 + head * (layout.pp - 1))
+
+
+def _communication(layout: LayoutConfig) -> float:
+    """Time over that without any communication."""
+    factor = 1.0
     for name, loss in LOSS_PER_DOUBLING.items():
         size = getattr(layout, name)
         # Tensor-parallel ranks lie side by side, context-parallel ones beyond them.
         inside = min(size, {"pp": size, "cp": GPUS_PER_NODE // layout.tp}.get(name, GPUS_PER_NODE))
-        communication += loss * (math.log2(inside) + BETWEEN_NODES * math.log2(size / inside))
-    return idle * bubble * communication
+        factor += loss * (math.log2(inside) + BETWEEN_NODES * math.log2(size / inside))
+    return factor
 
 
 def _divisors(number: int) -> list[int]:

@@ -3,14 +3,16 @@
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from megatron_offgrpo.config import RunConfig
 from megatron_offgrpo.errors import ConfigError
 from megatron_offgrpo.model.published import find_architecture
 from megatron_offgrpo.model.shape import shape_of
-from megatron_offgrpo.planning.estimate import ENOUGH_PACKS, balance, packs_lower_bound, run_cost
+from megatron_offgrpo.planning.estimate import ENOUGH_PACKS, balance, packs_lower_bound, run_cost, typical_pack_flops
 from megatron_offgrpo.planning.flops import pack_flops
 from megatron_offgrpo.planning.hardware import Hardware
-from megatron_offgrpo.planning.layouts import Proposal, check_divides, propose, propose_more
+from megatron_offgrpo.planning.layouts import Proposal, check_divides, proposals
 from megatron_offgrpo.planning.memory import GIB, memory_per_rank
 from megatron_offgrpo.planning.plan import Plan
 from megatron_offgrpo.planning.shape import ModelShape
@@ -71,27 +73,29 @@ def plan_facts(plan: Plan | None, run: RunConfig, machine: Machine) -> Facts:
     if plan is not None:
         facts |= _work(plan, run, machine, shape)
         facts["plan"] = _counts(plan, facts["balance"]["zero_weight_packs"] * run.plan.pack_multiple)
-    return facts | {"memory": _memory(run, machine, shape, plan, facts)}
+    return facts | {"memory": _memory(run, machine, shape, plan)}
 
 
 def require_fit(facts: Facts) -> None:
     """Refuses a layout that does not fit into the named hardware's memory.
 
     Raises:
-        ConfigError: with the settings of a layout that fits.
+        ConfigError: with the settings of layouts that fit.
     """
     memory = facts["memory"]
     if memory.get("fits", True):
         return
-    found = memory["proposal"]
+    found = "; or ".join(
+        f"{other['settings']} (about {other['total'] / GIB:.1f} GiB on each of {other['gpus']} GPUs"
+        + (", and the optimizer in their hosts' memory)" if other["offload"] else ")")
+        for other in memory["proposals"]
+    )
     raise ConfigError(
         "the run does not fit into the GPUs' memory",
         where="layout",
         expected=f"at most {memory['usable'] / GIB:.1f} GiB a GPU",
         got=f"{memory['total'] / GIB:.1f} GiB",
-        remedy="no layout on any number of GPUs was found; use a smaller plan.max_pack_tokens"
-        if found is None
-        else f"{found['settings']} (about {found['total'] / GIB:.1f} GiB on each of {found['gpus']} GPUs)",
+        remedy=found or "no layout on any number of GPUs was found; use a smaller plan.max_pack_tokens",
     )
 
 
@@ -131,7 +135,7 @@ def _work(plan: Plan, run: RunConfig, machine: Machine, shape: ModelShape) -> Fa
     return facts
 
 
-def _memory(run: RunConfig, machine: Machine, shape: ModelShape, plan: Plan | None, facts: Facts) -> Facts:
+def _memory(run: RunConfig, machine: Machine, shape: ModelShape, plan: Plan | None) -> Facts:
     longest = run.plan.max_pack_tokens if plan is None else int(plan.pack_padded.max())
     memory = memory_per_rank(
         shape,
@@ -150,18 +154,14 @@ def _memory(run: RunConfig, machine: Machine, shape: ModelShape, plan: Plan | No
     found |= {"card": hardware.card, "gpu": hardware.memory_bytes, "usable": hardware.usable_bytes, "fits": fits}
     if not fits:
         longest_run = replace(run, plan=replace(run.plan, max_pack_tokens=longest))
-        counts = facts.get("plan")
-        packs = counts["packs"] / counts["steps"] if counts else 8.0 * machine.num_gpus
-        other = propose(shape, longest_run, hardware, packs_per_step=packs)
-        other = other or propose_more(shape, longest_run, hardware, packs_per_step=packs)
-        found["proposal"] = _proposal(other)
+        costs = np.ones(8 * machine.num_gpus) if plan is None else typical_pack_flops(plan, shape)
+        found["proposals"] = [_proposal(other) for other in proposals(shape, longest_run, hardware, pack_costs=costs)]
     return found
 
 
-def _proposal(found: Proposal | None) -> Facts | None:
-    if found is None:
-        return None
-    return {"gpus": found.num_gpus, "settings": found.settings(), "total": found.memory.total}
+def _proposal(found: Proposal) -> Facts:
+    settings, total = found.settings(), found.memory.total
+    return {"gpus": found.num_gpus, "settings": settings, "offload": found.offload, "total": total}
 
 
 def fact_lines(facts: Facts) -> list[str]:

@@ -102,7 +102,7 @@ def test_a_full_disk_is_one_line_that_names_the_file_and_another_fault_is_not_hi
         monkeypatch.setattr(cli, "app", app)
 
     fails_with(errno.ENOSPC)
-    line = one_error(run("train", "quickstart"))
+    line = one_error(run("launch"))
     assert "/run/wandb_run_id.txt: the file system refuses (No space left on device); remedy: look at space" in line
     fails_with(errno.EBADF)
     with pytest.raises(OSError, match="Bad file descriptor"):

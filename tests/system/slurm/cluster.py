@@ -112,7 +112,7 @@ class Cluster:
         text = self.run("scontrol", "show", "job", "-o", job)
         return dict(word.split("=", 1) for word in text.splitlines()[0].split() if "=" in word)
 
-    def wait(self, job: str, seconds: float = 120) -> dict[str, str]:
+    def wait(self, job: str, seconds: float = 300) -> dict[str, str]:
         """Waits for the end of a job and returns what Slurm says of it."""
         deadline = time.monotonic() + seconds
         while (found := self.job(job))["JobState"] not in FINISHED:

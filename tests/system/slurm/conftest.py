@@ -28,5 +28,5 @@ def submitted(cluster: Cluster, tmp_path_factory) -> tuple[Path, dict[str, str]]
 @pytest.fixture(scope="session")
 def chain(cluster: Cluster, submitted) -> tuple[Path, dict[str, str]]:
     """The same, ended."""
-    cluster.wait(submitted[1]["report"], 400)
+    cluster.wait(submitted[1]["report"], 570)
     return submitted

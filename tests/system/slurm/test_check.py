@@ -21,7 +21,7 @@ def test_a_bad_node_is_named(cluster, tmp_path):
         "--nodes=2", "--gpus-per-node=2", f"--nodelist={good},{bad}", REPOSITORY / "slurm" / "check.sbatch",
         cwd=tmp_path, OFFGRPO_VENV=str(tmp_path / "venv"), BAD_NODE=bad, REAL_PYTHON=sys.executable,
     )  # fmt: skip
-    ended = cluster.wait(job, 240)
+    ended = cluster.wait(job, 480)
     output = (tmp_path / f"offgrpo-check-{job}.out").read_text()
     assert (ended["JobState"], ended["ExitCode"]) == ("FAILED", "1:0"), output
     rows = {line.split()[0]: line.split()[1:] for line in output.splitlines() if line.startswith("127.")}

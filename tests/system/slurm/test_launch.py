@@ -27,7 +27,7 @@ class Launcher:
     def __call__(self, *arguments: object, expect: int = 0) -> str:
         done = subprocess.run(
             [LAUNCHER, *map(str, arguments)],
-            cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=200,
+            cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=400,
         )  # fmt: skip
         assert done.returncode == expect, f"{done.returncode}\n{done.stdout[-6000:]}\n{done.stderr[-4000:]}"
         assert "Traceback" not in done.stderr

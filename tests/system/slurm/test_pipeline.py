@@ -66,7 +66,7 @@ def test_a_signal_saves_requeues_resumes_and_changes_nothing(chain, cluster):
         time.sleep(0.05)
     # What `--signal=B:USR1@600` sends before the time limit; Slurm looks at the limit only every half minute.
     cluster.run("scancel", "--batch", "--signal=USR1", job)
-    ended = cluster.wait(job, 300)
+    ended = cluster.wait(job, 570)
     assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("COMPLETED", "0:0", "1"), outputs(folder)
     first, second = sorted((folder / "logs" / f"offgrpo-train-{job}").glob("attempt-*.log"))
     assert "stopped by a signal after step" in first.read_text()

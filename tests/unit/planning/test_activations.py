@@ -1,6 +1,7 @@
 """The formula for activations against what autograd keeps in the real model."""
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -10,59 +11,100 @@ from megatron_offgrpo.model.shape import shape_of
 from megatron_offgrpo.parallel import runtime
 from megatron_offgrpo.planning import memory
 from tests.distributed.harness import run_ranks
-from tests.unit.planning.saved_tensors import NUM_ROWS, NUM_TOKENS, PROMPTS, architecture, saved_bytes, saved_of_cases
+from tests.unit.planning.saved_tensors import NUM_ROWS, NUM_TOKENS, PROMPTS, Case, architecture, saved_bytes
 
 TOLERANCE = 0.05
 """Asked for is 0.1. What a layer keeps is counted to the byte, but for experts under tensor parallelism."""
 RECOMPUTE = ("none", "selective", "full")
-ONE = [[kind, {}, recompute] for kind in ("qwen2", "qwen3", "qwen3_moe") for recompute in RECOMPUTE]
+ONE = [
+    *(Case(kind, recompute=recompute) for kind in ("qwen2", "qwen3", "qwen3_moe") for recompute in RECOMPUTE),
+    *(Case(kind, precision="bf16") for kind in ("qwen2", "qwen3", "qwen3_moe")),
+]
 SEQUENCE = {"tp": 2, "sequence_parallel": True}
 TWO = [
-    *([kind, layout, "none"] for kind, layout in (("qwen2", {"tp": 2}), ("qwen2", SEQUENCE), ("qwen3_moe", {"ep": 2}))),
-    *(["qwen3_moe", SEQUENCE, recompute] for recompute in RECOMPUTE),
+    *(Case("qwen2", layout) for layout in ({"tp": 2}, SEQUENCE)),
+    Case("qwen3_moe", {"ep": 2}),
+    *(Case("qwen3_moe", SEQUENCE, recompute) for recompute in RECOMPUTE),
 ]
+# A trajectory as long as the pack: the most keys that context-parallel ranks can see.
+CONTEXT = [Case(kind, {"cp": 2}, bounds=(0, NUM_TOKENS)) for kind in ("qwen2", "qwen3")]
+CONTEXT += [Case("qwen2", {"cp": 2}, recompute, bounds=(0, NUM_TOKENS)) for recompute in ("selective", "full")]
+PIPELINE = [
+    Case("qwen2", layout, recompute) for layout in ({"pp": 2}, {"pp": 2, "vpp": 2}) for recompute in ("none", "full")
+]
+MASK = 4 * 128 * NUM_TOKENS
+"""On a CPU, of a part whose queries are fewer than its keys: 128 rows for all layers."""
 
 
-def expected_bytes(kind: str, layout: dict, recompute: str, keys_per_token: float = 1.0) -> float:
-    shape, model = shape_of(architecture(kind)), ModelConfig("fp32", recompute, head_chunk_mebibytes=1)
-    estimate = memory.memory_per_rank(
+def expected_bytes(case: Case, stage: int = 0, keys_per_token: float = 1.0) -> float:
+    shape, layout = shape_of(architecture(case.kind)), LayoutConfig(**case.layout)
+    of_stage = memory.memory_of_stage(
         shape,
-        LayoutConfig(**layout),
-        model,
-        num_gpus=2 if layout else 1,
+        layout,
+        case.model,
+        stage,
+        num_gpus=2 if case.layout else 1,
         max_pack_tokens=NUM_TOKENS,
         keys_per_token=keys_per_token,
         kernels=memory.CPU,
     )
-    return estimate.activations + NUM_ROWS * memory.head_bytes_per_row(shape, model)
+    is_last = stage == layout.pp - 1
+    return of_stage.activations + is_last * NUM_ROWS / layout.cp * memory.head_bytes_per_row(shape, case.model)
+
+
+@pytest.fixture(scope="module")
+def on_two(tmp_path_factory) -> list[tuple[Case, np.ndarray]]:
+    """What each of two ranks keeps."""
+    folder, cases = tmp_path_factory.mktemp("bytes"), TWO + CONTEXT + PIPELINE
+    arguments = {"output": str(folder), "cases": [asdict(case) for case in cases]}
+    run_ranks("tests.unit.planning.saved_tensors:write_saved_bytes", 2, **arguments)
+    found = np.array([json.loads((folder / rank).read_text()) for rank in ("0", "1")])
+    return list(zip(cases, found.T, strict=True))
 
 
 def test_one_process_keeps_what_the_formula_says():
-    got = saved_of_cases(ONE)
+    got = [saved_bytes(case) for case in ONE]
     runtime.stop()
     for case, found in zip(ONE, got, strict=True):
-        assert found == pytest.approx(expected_bytes(*case), rel=TOLERANCE), case
+        assert found == pytest.approx(expected_bytes(case), rel=0.01), case
 
 
 def test_shared_prompts_keep_the_keys_that_each_response_sees():
-    runtime.start(LayoutConfig(), seed=0)
-    model = ModelConfig("fp32", head_chunk_mebibytes=1)
     for kind in ("qwen2", "qwen3"):
-        got = saved_bytes(kind, LayoutConfig(), model, PROMPTS)
+        case = Case(kind)
+        got = saved_bytes(case, PROMPTS)
         # The three segments see 300, 200 + 400 and 200 + 260 keys. One mask of 128 rows serves all layers.
-        expected = expected_bytes(kind, {}, "none", keys_per_token=(300 + 600 + 460) / NUM_TOKENS) + 4 * 128 * 600
+        expected = expected_bytes(case, keys_per_token=(300 + 600 + 460) / NUM_TOKENS) + 4 * 128 * 600
         assert got == pytest.approx(expected, rel=0.01), kind
         # Without the keys' number it would be off by more: QKV as projected is not kept, or the keys are besides.
-        assert got != pytest.approx(expected_bytes(kind, {}, "none") + 4 * 128 * 600, rel=0.02), kind
+        assert got != pytest.approx(expected_bytes(case) + 4 * 128 * 600, rel=0.02), kind
     runtime.stop()
 
 
-def test_two_processes_keep_what_the_formula_says(tmp_path):
-    run_ranks("tests.unit.planning.saved_tensors:write_saved_bytes", 2, output=str(tmp_path), cases=TWO)
+def test_two_processes_keep_what_the_formula_says(on_two):
     # How many tokens the experts of one rank get is chance; the formula gives the mean.
-    got = np.mean([json.loads((tmp_path / rank).read_text()) for rank in ("0", "1")], axis=0)
-    for case, found in zip(TWO, got, strict=True):
-        assert found == pytest.approx(expected_bytes(*case), rel=TOLERANCE), case
+    for case, found in on_two[: len(TWO)]:
+        assert found.mean() == pytest.approx(expected_bytes(case), rel=TOLERANCE), case
+
+
+def test_context_parallel_ranks_keep_the_keys_that_their_pieces_see(on_two):
+    for case, found in on_two[len(TWO) : -len(PIPELINE)]:
+        # Without the keys that a piece sees in the pieces before it, it would be off by more.
+        mask, tolerance = (MASK, 0.01) if case.recompute == "none" else (0, TOLERANCE)
+        np.testing.assert_allclose(found, expected_bytes(case) + mask, rtol=tolerance, err_msg=str(case))
+
+
+def test_each_stage_of_a_pipeline_keeps_its_packs_in_flight(on_two):
+    for case, found in on_two[-len(PIPELINE) :]:
+        if case.recompute == "full":
+            # With one layer computed again. At that time the last stage has let go of its head.
+            layer = memory.layer_bytes_per_token(
+                shape_of(architecture(case.kind)), LayoutConfig(**case.layout), case.model, memory.CPU
+            )
+            assert found[0] == pytest.approx(expected_bytes(case, stage=0) + layer * NUM_TOKENS, rel=TOLERANCE), case
+        else:
+            expected = [expected_bytes(case, stage) for stage in (0, 1)]
+            np.testing.assert_allclose(found, expected, rtol=0.02, err_msg=str(case))
 
 
 def test_what_a_layer_keeps_on_a_gpu_by_hand():

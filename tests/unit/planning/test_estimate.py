@@ -7,7 +7,7 @@ import pytest
 
 from megatron_offgrpo.config import LayoutConfig, ModelConfig, PlanConfig
 from megatron_offgrpo.errors import ConfigError
-from megatron_offgrpo.planning.estimate import balance, packs_lower_bound, run_cost
+from megatron_offgrpo.planning.estimate import balance, packs_lower_bound, run_cost, typical_pack_flops
 from megatron_offgrpo.planning.flops import pack_flops
 from megatron_offgrpo.planning.memory import memory_per_rank, parameters_of_stage
 from megatron_offgrpo.planning.plan import build_plan
@@ -68,6 +68,15 @@ def test_flops_by_hand():
     np.testing.assert_allclose(pack_flops(plan, TINY, recompute=True), again, rtol=1e-15)
 
 
+def test_the_typical_step_has_the_median_flops():
+    # Steps of one group each: responses of 5, 2, and 3 and 4 tokens, which find no place in one pack.
+    store = fake_store([1, 1, 2], [3, 3, 3], [5, 2, 3, 4], [1, 0, 0, 1])
+    config = PlanConfig(groups_per_step=1, max_pack_tokens=8, pack_multiple=8, shuffle=False, share_prompts="never")
+    plan = build_plan(store, config, OBJECTIVE)
+    assert plan.pack_step.tolist() == [0, 1, 2, 2]
+    np.testing.assert_array_equal(typical_pack_flops(plan, TINY), pack_flops(plan, TINY, recompute=False)[:1])
+
+
 # Kept per token and layer: norms 4 * 4, rotary 4 * 2, QKV (4 + 4) + 4 + 2, attention's output 4, MLP 5 * 6 = 72 values
 # of 4 bytes, and 4 bytes for each of two norms and two heads.
 LAYER = 4 * 72 + 16
@@ -109,6 +118,20 @@ def test_memory_of_a_layout_by_hand():
     assert got.activations == 8 * (2 * (8 + 8 + 6 + 2 + 2 + 2 + 15) + 4 * 3 + 2 * 2 + 4)
 
 
+@pytest.mark.parametrize(("experts", "matrices"), [(0, (64 + 72) / 2), (4, 64 / 2 + 4 * 72 / 2)])
+def test_fp8_takes_two_more_bytes_for_each_parameter_of_the_matrices(experts, matrices):
+    shape = dataclasses.replace(TINY, num_query_groups=2, num_experts=experts, experts_per_token=2)
+    layout = LayoutConfig(tp=2, pp=2, sequence_parallel=True)
+    of = {
+        precision: memory_per_rank(
+            shape, layout, dataclasses.replace(FP32, precision=precision), num_gpus=8, max_pack_tokens=8
+        )
+        for precision in ("bf16", "fp8")
+    }
+    # One layer on a stage.
+    assert of["fp8"] == dataclasses.replace(of["bf16"], weights=of["bf16"].weights + 2 * matrices)
+
+
 def test_the_first_stage_keeps_as_many_packs_as_there_are_stages():
     shape = dataclasses.replace(TINY, num_layers=8)
     model = dataclasses.replace(FP32, recompute="full")
@@ -117,10 +140,11 @@ def test_the_first_stage_keeps_as_many_packs_as_there_are_stages():
         return memory_per_rank(shape, LayoutConfig(**layout), model, num_gpus=4, max_pack_tokens=2**20).activations
 
     tokens = 2**20
-    # A layer's input 16 bytes; per pack the rotary table 8 bytes, ids 8 bytes once. Two layers of four packs.
-    assert activations(pp=4) == tokens * (2 * 4 * 16 + 4 * 8 + 8)
+    # A layer's input 16 bytes; per pack the rotary table 8 bytes, ids 8 bytes once. Two layers of four packs, and what
+    # was sent on of each.
+    assert activations(pp=4) == tokens * (2 * 4 * 16 + 4 * 8 + 8 + 4 * 16)
     # Interleaved with v = 2: 1 + (p - 1) / (p v) = 11 / 8 as much (Korthikanti et al. 2022, section 4.2.3).
-    assert activations(pp=4, vpp=2) == tokens * (11 / 8 * (2 * 4 * 16 + 4 * 8) + 8)
+    assert activations(pp=4, vpp=2) == tokens * (11 / 8 * (2 * 4 * 16 + 4 * 8) + 8 + 11 * 16)
 
 
 def test_full_recompute_keeps_the_layers_inputs():

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from megatron_offgrpo.config import LayoutConfig
+from megatron_offgrpo.config import LayoutConfig, RunConfig
 from megatron_offgrpo.errors import ConfigError
 from megatron_offgrpo.model.gpt import PADDED_VOCAB_MULTIPLE, transformer_config
 from megatron_offgrpo.model.published import PUBLISHED, find_architecture
@@ -13,7 +13,7 @@ from megatron_offgrpo.model.shape import shape_of
 from megatron_offgrpo.parallel import portable
 from megatron_offgrpo.planning.assumed import AssumedGroups
 from megatron_offgrpo.planning.hardware import Hardware
-from megatron_offgrpo.planning.layouts import check_divides, propose, propose_more
+from megatron_offgrpo.planning.layouts import Proposal, check_divides, proposals, propose
 from megatron_offgrpo.planning.memory import GIB
 from megatron_offgrpo.planning.shape import VOCAB_MULTIPLE
 from megatron_offgrpo.recipe import apply_override, load_recipe
@@ -54,33 +54,59 @@ def _refuses(function, *arguments) -> bool:
 @pytest.mark.parametrize("num_gpus", [8, 64])
 def test_a_proposal_divides_fits_and_can_be_set(num_gpus):
     run, hardware = load_recipe("openthinker3_7b"), Hardware.parse(f"{num_gpus}xA100-40GB")
-    found = propose(OPENTHINKER3, run, hardware, packs_per_step=90)
+    (found,) = proposals(OPENTHINKER3, run, hardware, pack_costs=np.ones(90))
     assert found.memory.total <= hardware.usable_bytes
-    for setting in found.settings().split(" --set "):
-        run = apply_override(run, setting.removeprefix("--set "))
+    run = with_settings(run, found)
     assert (run.layout, run.model.recompute) == (found.layout, found.recompute)
+    assert (found.offload, run.optimizer.cpu_offload) == (False, False)
     run.check_layout(num_gpus)
     check_divides(OPENTHINKER3, run.layout)
 
 
-def test_what_fits_nowhere_is_proposed_on_more_gpus():
+def with_settings(run: RunConfig, found: Proposal) -> RunConfig:
+    for setting in found.settings().removeprefix("--set ").split(" --set "):
+        run = apply_override(run, setting)
+    return run
+
+
+def test_what_does_not_fit_is_proposed_with_the_optimizer_on_the_hosts_and_on_more_gpus():
     run, hardware = load_recipe("llama3_70b"), Hardware.parse("8x80GB")
     shape = shape_of(find_architecture(run.paths.hf_model)[0])
-    # 18 bytes for each of 70.6e9 parameters over 8 GPUs are 148 GiB each.
-    assert propose(shape, run, hardware, packs_per_step=90) is None
-    found = propose_more(shape, run, hardware, packs_per_step=90)
-    assert found.num_gpus == 32
-    assert found.memory.total <= hardware.usable_bytes
+    # 18 bytes for each of 70.6e9 parameters over 8 GPUs are 148 GiB each, and 6 bytes 49.
+    assert propose(shape, run, hardware, pack_costs=np.ones(90)) is None
+    here, more = proposals(shape, run, hardware, pack_costs=np.ones(90))
+    assert (here.num_gpus, here.offload, here.memory.optimizer) == (8, True, 0)
+    assert here.memory.total <= hardware.usable_bytes
+    offloads = with_settings(run, here)
+    assert (offloads.optimizer.cpu_offload, offloads.checkpoint.format) == (True, "reshardable")
+    assert (more.num_gpus, more.offload) == (32, False)
+    assert more.memory.total <= hardware.usable_bytes
+    # 40 GiB do not hold the 49.
+    (only_more,) = proposals(shape, run, Hardware.parse("8xA100-40GB"), pack_costs=np.ones(90))
+    assert not only_more.offload
+    # Offload needs bf16: of 16 bytes a parameter in fp32 it would take 8, and 33 GiB would be left on each of 16 GPUs.
+    precise = replace(run, model=replace(run.model, precision="fp32"))
+    (only_more,) = proposals(shape, precise, Hardware.parse("16x80GB"), pack_costs=np.ones(90))
+    assert not only_more.offload
 
 
 def test_fewer_packs_than_data_parallel_ranks_cost_time():
-    # 96 packs on 32 ranks are three each; 33 would leave half of the ranks idle in the second round.
+    assert ranks_for(np.ones(1024)) == 64
+    assert ranks_for(np.ones(4)) == 4
+
+
+def ranks_for(pack_costs) -> int:
+    """Data-parallel ranks of the proposal for a 7B model with short packs on 64 large GPUs."""
     run, hardware = load_recipe("openthinker3_7b"), Hardware.parse("64xH200")
     small = replace(run, plan=replace(run.plan, max_pack_tokens=8192))
-    many = propose(OPENTHINKER3, small, hardware, packs_per_step=1024).layout
-    few = propose(OPENTHINKER3, small, hardware, packs_per_step=4).layout
-    assert many.data_parallel_size(64) == 64
-    assert few.data_parallel_size(64) <= 4
+    return propose(OPENTHINKER3, small, hardware, pack_costs=pack_costs).layout.data_parallel_size(64)
+
+
+def test_packs_of_unlike_cost_get_no_more_ranks_than_share_them_evenly():
+    # 64 equal packs keep 64 ranks busy. One that costs as much as 16 of them lets three quarters of 64 ranks wait,
+    # and is the share of one of five.
+    assert ranks_for(np.ones(64)) == 64
+    assert ranks_for(np.array([16.0, *np.ones(64)])) <= 5
 
 
 def test_hardware_by_name():

@@ -102,8 +102,14 @@ def test_what_does_not_fit_is_refused_with_a_layout_that_does(run):
     assert "8 GPUs" in str(refusal.value)
     large = load_recipe("llama3_70b_32x80gb")
     facts = plan_facts(None, large, Machine.of(Hardware.parse("16xA100-40GB"), efficiency=0.5, price=None))
-    with pytest.raises(ConfigError, match=r"layout\.processes=64 .* on each of 64 GPUs"):
+    with pytest.raises(ConfigError, match=r"layout\.processes=64 .* on each of 64 GPUs") as refusal:
         require_fit(facts)
+    assert json.loads(json.dumps(facts)) == facts
+    assert [found["offload"] for found in facts["memory"]["proposals"]] == [True, False]
+    here, more = str(refusal.value).split("; or ")
+    assert "optimizer.cpu_offload=true --set checkpoint.format=reshardable" in here
+    assert here.endswith("on each of 16 GPUs, and the optimizer in their hosts' memory)")
+    assert "offload" not in more
 
 
 def test_a_layout_the_model_cannot_take_is_refused(run):
