@@ -14,6 +14,8 @@ from megatron_offgrpo.errors import ConfigError
 WeightMode = Literal["constant", "token", "sequence", "group"]
 AllPositiveRule = Literal["set", "add", "none"]
 CheckpointFormat = Literal["sharded", "reshardable"]
+FP8_MULTIPLE = 16
+"""What fp8 products want both sides of a matrix to be a multiple of."""
 
 
 @dataclass(frozen=True)
@@ -164,8 +166,12 @@ class LayoutConfig:
 class ModelConfig:
     """How the model is computed."""
 
-    precision: Literal["fp32", "bf16"] = "bf16"
-    """bf16 computes in bf16 and keeps fp32 master weights."""
+    precision: Literal["fp32", "bf16", "fp8"] = "bf16"
+    """bf16 computes in bf16 and keeps fp32 master weights. fp8: so too, but the linear layers multiply in fp8, each
+    tensor scaled by its own largest value; needs `layer` transformer_engine."""
+    layer: Literal["portable", "transformer_engine"] = "portable"
+    """`portable`: on torch's kernels, anywhere. `transformer_engine`: linear layers and norms are Transformer Engine's,
+    on GPUs; keys of checkpoints are the same."""
     recompute: Literal["none", "selective", "full"] = "none"
     head_chunk_mebibytes: int = 64
     """Size of one fp32 [tokens, V_local] chunk in the log-prob head. Logits of a pack that fit into it are kept for the
@@ -175,6 +181,11 @@ class ModelConfig:
     Megatron's load-balancing loss is added."""
     balance_coefficient: float = 0.001
     """Weight of the load-balancing loss of each layer, with `balanced`."""
+
+    @property
+    def weight_precision(self) -> Literal["fp32", "bf16"]:
+        """In which weights are kept and everything but fp8's products is computed."""
+        return "fp32" if self.precision == "fp32" else "bf16"
 
 
 @dataclass(frozen=True)
@@ -264,6 +275,15 @@ class RunConfig:
                 where="plan.pack_multiple",
                 expected=f"a multiple of 2 cp (with cp > 1) times tp (with sequence parallelism) = {pieces}",
                 got=self.plan.pack_multiple,
+            )
+        multiple = FP8_MULTIPLE * layout.cp * (layout.tp if layout.sequence_parallel else 1)
+        if self.model.precision == "fp8" and self.plan.pack_multiple % multiple:
+            raise ConfigError(
+                f"fp8 multiplies blocks of {FP8_MULTIPLE} tokens, and each rank has a share of every pack",
+                where="plan.pack_multiple",
+                expected=f"a multiple of {FP8_MULTIPLE} cp times tp (with sequence parallelism) = {multiple}",
+                got=self.plan.pack_multiple,
+                remedy=f"--set plan.pack_multiple={multiple}, and plan again",
             )
 
 

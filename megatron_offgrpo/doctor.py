@@ -27,6 +27,9 @@ def lines() -> list[str]:
     report += ["kernels"]
     attention = "torch.nn.attention.varlen (bf16), one call a segment (fp32)" if has_gpu else "one SDPA call a segment"
     report += [f"  {'attention':<22}{attention}", f"  {'norm':<22}torch rms_norm"]
+    engine = _version("transformer-engine")
+    other = f"transformer_engine {engine}" if engine else "no transformer_engine (docs/parallelism.md)"
+    report.append(f"  {'layer':<22}portable, {other}")
     report.append(f"  {'optimizer':<22}{_optimizer()}")
     report.append(f"  {'collectives':<22}{'NCCL' if has_gpu else 'gloo'}")
     report += ["launchers"]
@@ -47,7 +50,7 @@ def _optimizer() -> str:
     # Apex's own extension: the package of that name on the public index is something else.
     if _has_module("apex.optimizers"):
         return "Apex FusedAdam"
-    return "torch fused AdamW (Transformer Engine: pip install transformer-engine[pytorch]; Apex: build from source)"
+    return "torch fused AdamW (Transformer Engine: docs/parallelism.md; Apex: build from source)"
 
 
 def _has_module(name: str) -> bool:

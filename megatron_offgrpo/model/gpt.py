@@ -10,14 +10,14 @@ from megatron.core.tensor_parallel.mappings import (
     copy_to_tensor_model_parallel_region,
     gather_from_sequence_parallel_region,
 )
-from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from megatron.core.transformer.transformer_block import get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from megatron_offgrpo.config import LayoutConfig, ModelConfig
+from megatron_offgrpo.config import FP8_MULTIPLE, LayoutConfig, ModelConfig
 from megatron_offgrpo.errors import ConfigError
 from megatron_offgrpo.model.hf_config import Architecture, rope_inverse_frequencies
-from megatron_offgrpo.model.layers import RMSNorm, portable_layer_spec
+from megatron_offgrpo.model.layers import block_of, require_layer
 from megatron_offgrpo.model.packing import ModelInput
 from megatron_offgrpo.model.router import BalancedRouter
 from megatron_offgrpo.parallel import portable
@@ -33,10 +33,9 @@ class PackedGPTModel(GPTModel):
     def __init__(
         self, config: TransformerConfig, architecture: Architecture, head_chunk_mebibytes: int, **stage: Any
     ) -> None:
-        layers = get_num_layers_to_build(config, stage.get("vp_stage"))
         super().__init__(
             config,
-            TransformerBlockSubmodules(layer_specs=[portable_layer_spec(config)] * layers, layer_norm=RMSNorm),
+            block_of(config, get_num_layers_to_build(config, stage.get("vp_stage"))),
             vocab_size=padded_vocab_size(architecture.vocab_size, config.tensor_model_parallel_size),
             max_sequence_length=architecture.max_positions,
             share_embeddings_and_output_weights=architecture.tied_embeddings,
@@ -108,11 +107,14 @@ def transformer_config(architecture: Architecture, layout: LayoutConfig, model: 
     """Megatron's configuration of this architecture in this layout.
 
     Raises:
-        ConfigError: the architecture does not divide over the layout, or has no router to freeze or balance.
+        ConfigError: the architecture does not divide over the layout, or has no router to freeze or balance, or fp8
+            cannot multiply its matrices.
     """
     _check_divides(architecture, layout)
     _check_router(architecture, model)
-    dtype = torch.bfloat16 if model.precision == "bf16" else torch.float32
+    if model.precision == "fp8":
+        _check_fp8(architecture, layout)
+    dtype = torch.bfloat16 if model.weight_precision == "bf16" else torch.float32
     experts = architecture.experts
     mixture: dict[str, Any] = {}
     if experts is not None:
@@ -145,7 +147,11 @@ def transformer_config(architecture: Architecture, layout: LayoutConfig, model: 
         attention_dropout=0.0,
         params_dtype=dtype,
         pipeline_dtype=dtype,
-        bf16=model.precision == "bf16",
+        bf16=model.weight_precision == "bf16",
+        transformer_impl="local" if model.layer == "portable" else "transformer_engine",
+        fp8="hybrid" if model.precision == "fp8" else None,
+        # Scales come from the tensor at hand: without a history there is nothing that a resumed run would miss.
+        fp8_recipe="tensorwise",
         tensor_model_parallel_size=layout.tp,
         pipeline_model_parallel_size=layout.pp,
         virtual_pipeline_model_parallel_size=layout.vpp if layout.vpp > 1 else None,
@@ -176,7 +182,12 @@ def transformer_config(architecture: Architecture, layout: LayoutConfig, model: 
 
 
 def build_model(architecture: Architecture, layout: LayoutConfig, model: ModelConfig) -> list[PackedGPTModel]:
-    """This process's model chunks (one, or `layout.vpp` of them), with random weights, on its device."""
+    """This process's model chunks (one, or `layout.vpp` of them), with random weights, on its device.
+
+    Raises:
+        ConfigError: as `transformer_config`, or this process cannot run the layer.
+    """
+    require_layer(model)
     config = transformer_config(architecture, layout, model)
     chunks = []
     for stage in range(layout.vpp):
@@ -215,6 +226,28 @@ def _check_divides(architecture: Architecture, layout: LayoutConfig) -> None:
             expected=f"a divisor of {count} experts",
             got=layout.ep,
         )
+
+
+def _check_fp8(architecture: Architecture, layout: LayoutConfig) -> None:
+    query, experts = architecture.num_heads * architecture.head_dim, architecture.experts
+    width, tp = architecture.ffn_hidden_size, layout.tp
+    if experts is not None:
+        width, tp = experts.ffn_hidden_size, 1 if layout.ep > 1 else layout.tp
+    sizes = {
+        "the hidden size": architecture.hidden_size,
+        "queries / tp": query // layout.tp,
+        "queries, keys and values / tp": (query + 2 * architecture.num_kv_heads * architecture.head_dim) // layout.tp,
+        "the feed-forward width / tp": width // tp,
+    }
+    for name, size in sizes.items():
+        if size % FP8_MULTIPLE:
+            raise ConfigError(
+                f"{name} cannot be multiplied in fp8",
+                where="model.precision",
+                expected=f"a multiple of {FP8_MULTIPLE}",
+                got=size,
+                remedy="a smaller layout.tp, or --set model.precision=bf16",
+            )
 
 
 def _check_router(architecture: Architecture, model: ModelConfig) -> None:

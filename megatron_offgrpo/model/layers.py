@@ -1,4 +1,4 @@
-"""The portable transformer layer: Megatron's own, with a norm and a core attention that know packed segments.
+"""The transformer layers: portable, or of Transformer Engine's modules; both with a core attention for packed segments.
 
 Parameter names in checkpoints are those of Megatron's Transformer Engine layer, dense and MoE.
 """
@@ -8,16 +8,28 @@ from typing import Any
 
 import torch
 from megatron.core import parallel_state
-from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.extensions.transformer_engine import HAVE_TE, TENorm
+from megatron.core.models.gpt.gpt_layer_specs import (
+    get_gpt_layer_local_spec,
+    get_gpt_layer_with_transformer_engine_spec,
+)
 from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.utils import get_te_version, is_te_min_version
 from torch import Tensor
 from torch.nn.functional import rms_norm, scaled_dot_product_attention
 
+from megatron_offgrpo.config import ModelConfig
+from megatron_offgrpo.errors import ConfigError
 from megatron_offgrpo.model.packing import MASK_ROWS, PackedSegments
 from megatron_offgrpo.model.router import BalancedRouter
+
+TRANSFORMER_ENGINE = "2.9"
+"""The first release that Megatron-Core 0.16.1 asks for; its metadata also excludes 2.12 and later."""
+FP8_CAPABILITY = (8, 9)
 
 
 class RMSNorm(torch.nn.Module):
@@ -121,9 +133,15 @@ def _varlen_attention(query: Tensor, key: Tensor, value: Tensor, segments: Packe
     return out
 
 
-def portable_layer_spec(config: TransformerConfig) -> ModuleSpec:
-    """The layer Megatron builds: its local spec with `RMSNorm` and `SegmentAttention`, under TE's checkpoint keys."""
-    is_moe = config.num_moe_experts is not None
+def block_of(config: TransformerConfig, num_layers: int) -> TransformerBlockSubmodules:
+    """The layers of a pipeline stage and the final norm; `config.transformer_impl` says of which kind."""
+    if config.transformer_impl == "local":
+        return TransformerBlockSubmodules([_portable_layer(config)] * num_layers, RMSNorm)
+    return TransformerBlockSubmodules([_transformer_engine_layer(config)] * num_layers, TENorm)
+
+
+def _portable_layer(config: TransformerConfig) -> ModuleSpec:
+    """Megatron's local spec with `RMSNorm` and `SegmentAttention`, under the keys of the other layer's checkpoints."""
     spec = get_gpt_layer_local_spec(
         num_experts=config.num_moe_experts,
         moe_grouped_gemm=False,
@@ -132,14 +150,66 @@ def portable_layer_spec(config: TransformerConfig) -> ModuleSpec:
     )
     layer = spec.submodules
     layer.input_layernorm = layer.pre_mlp_layernorm = RMSNorm
-    layer.self_attention.submodules.core_attention = SegmentAttention
     if config.qk_layernorm:
         layer.self_attention.submodules.q_layernorm = RMSNorm
         layer.self_attention.submodules.k_layernorm = RMSNorm
-    if is_moe:
-        layer.mlp.submodules.router = BalancedRouter
     # TE fuses the norm into the following linear layer, except before a MoE router.
     layer.sharded_state_dict_keys_map = {"input_layernorm.": "self_attention.linear_qkv.layer_norm_"}
-    if not is_moe:
+    if config.num_moe_experts is None:
         layer.sharded_state_dict_keys_map["pre_mlp_layernorm."] = "mlp.linear_fc1.layer_norm_"
+    return _with_own_parts(spec, config)
+
+
+def _transformer_engine_layer(config: TransformerConfig) -> ModuleSpec:
+    """Megatron's spec of Transformer Engine's linear layers and norms, experts one after the other."""
+    spec = get_gpt_layer_with_transformer_engine_spec(
+        num_experts=config.num_moe_experts, moe_grouped_gemm=False, qk_layernorm=config.qk_layernorm
+    )
+    return _with_own_parts(spec, config)
+
+
+def _with_own_parts(spec: ModuleSpec, config: TransformerConfig) -> ModuleSpec:
+    spec.submodules.self_attention.submodules.core_attention = SegmentAttention
+    if config.num_moe_experts is not None:
+        spec.submodules.mlp.submodules.router = BalancedRouter
     return spec
+
+
+def require_layer(model: ModelConfig) -> None:
+    """Refuses Transformer Engine's layer where this process cannot run it, and fp8 in a layer that has none.
+
+    Raises:
+        ConfigError: naming the field.
+    """
+    where, remedy = "model.layer", "--set model.layer=portable"
+    if model.layer == "portable":
+        if model.precision == "fp8":
+            raise ConfigError(
+                "only Transformer Engine's layer computes in fp8",
+                where="model.precision",
+                expected="bf16 or fp32 with model.layer portable",
+                got="fp8",
+                remedy="--set model.layer=transformer_engine",
+            )
+        return
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            "Transformer Engine needs a GPU", where=where, expected="portable", got=model.layer, remedy=remedy
+        )
+    if not HAVE_TE or not is_te_min_version(TRANSFORMER_ENGINE):
+        raise ConfigError(
+            "there is no Transformer Engine here that Megatron-Core 0.16.1 works with",
+            where=where,
+            expected=f"transformer-engine {TRANSFORMER_ENGINE} or later",
+            got=get_te_version() or "none that can be imported",
+            remedy=f"install the extra gpu (docs/parallelism.md), or {remedy}",
+        )
+    capability = torch.cuda.get_device_capability()
+    if model.precision == "fp8" and capability < FP8_CAPABILITY:
+        raise ConfigError(
+            "this GPU does not compute in fp8",
+            where="model.precision",
+            expected="compute capability {}.{} or higher (Ada, Hopper, Blackwell)".format(*FP8_CAPABILITY),
+            got="{}.{}".format(*capability),
+            remedy="--set model.precision=bf16",
+        )

@@ -126,7 +126,7 @@ def proposals(shape: ModelShape, run: RunConfig, hardware: Hardware, *, pack_cos
     if here is not None:
         return [here]
     others = [propose_more(shape, run, hardware, pack_costs=pack_costs)]
-    if run.model.precision == "bf16":
+    if run.model.weight_precision == "bf16":
         offloads = with_values(run, optimizer={"cpu_offload": True})
         others.insert(0, propose(shape, offloads, hardware, pack_costs=pack_costs))
     return [other for other in others if other is not None]

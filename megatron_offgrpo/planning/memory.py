@@ -39,9 +39,13 @@ class Kernels:
     """Which copies the layers keep; they differ between the portable CPU path and a GPU."""
 
     fused_norm: bool = True
-    """torch's rms_norm keeps its input only; on a CPU it also keeps the normalised input."""
+    """torch's rms_norm keeps its input only; on a CPU it keeps that and the normalised input, in fp32."""
     joined_attention: bool = True
     """One kernel call for all segments; on a CPU each segment's output is kept beside the joined one."""
+
+    def norm_width(self, width: int) -> int:
+        """Bytes that a norm keeps of each value of its input, in place of that where it is not fp32."""
+        return width if self.fused_norm else 8
 
 
 GPU = Kernels()
@@ -61,8 +65,8 @@ def memory_per_rank(
 ) -> Memory:
     """Bytes on the fullest rank with the distributed optimizer.
 
-    Weights 2 bytes in bf16 (4 in fp32), gradients 4 (fp32 buffer), AdamW 12 (fp32 master weights and two moments; 8
-    where the weights are fp32 themselves) over the ranks that share the parameters.
+    Weights 2 bytes in bf16 (4 in fp32), with fp8 a layer's matrices 4; gradients 4 (fp32 buffer); AdamW 12 (fp32 master
+    weights and two moments; 8 where the weights are fp32 themselves) over the ranks that share the parameters.
 
     Args:
         keys_per_token: keys that a pack's responses see, over its tokens; above 1 where prompts are shared.
@@ -72,9 +76,19 @@ def memory_per_rank(
         ConfigError: the number of GPUs does not fit the layout.
     """
     layout.data_parallel_size(num_gpus)
-    stages = {0, layout.pp - 1}
-    layer = layer_bytes_per_token(shape, layout, model, kernels, keys_per_token=keys_per_token)
-    of_stages = [_of_stage(shape, layout, model, num_gpus, max_pack_tokens, kernels, stage, layer) for stage in stages]
+    of_stages = [
+        memory_of_stage(
+            shape,
+            layout,
+            model,
+            stage,
+            num_gpus=num_gpus,
+            max_pack_tokens=max_pack_tokens,
+            keys_per_token=keys_per_token,
+            kernels=kernels,
+        )
+        for stage in {0, layout.pp - 1}
+    ]
     if offload:
         of_stages = [replace(memory, optimizer=0.0) for memory in of_stages]
     return max(of_stages, key=lambda memory: memory.total)
@@ -123,18 +137,20 @@ def layer_bytes_per_token(
 
     and 4 bytes per norm and per head of attention and of the query and key norms. Tensor parallelism divides all but
     rotary, and norms only with sequence parallelism. Selective recompute leaves out what the attention kernel adds.
-    Context parallelism keeps the gathered keys and values, and where prompts are shared they are kept once for
-    each response that sees them.
+    Where prompts are shared, keys and values are kept once for each response that sees them. Context parallelism
+    keeps those that the rank's two pieces of the pack see: of a trajectory as long as the pack the first r + 1 and
+    2 cp - r of 2 cp pieces, together (1 + 1 / (2 cp)) T.
     """
     width = width_of(model)
     hidden = shape.hidden_size / (layout.tp if layout.sequence_parallel else 1)
     query, both = shape.query_size / layout.tp, shape.key_value_size / layout.tp
     heads, groups = shape.num_attention_heads / layout.tp, shape.num_query_groups / layout.tp
-    norms = 2 * (width * hidden * (2 if kernels.fused_norm else 3) + 4)
+    norms = 2 * ((width + kernels.norm_width(width)) * hidden + 4)
     keeps_attention = model.recompute != "selective"
     gathers = (layout.cp > 1 or keys_per_token > 1) and keeps_attention
     values = 4 * shape.head_dim + query + query
-    values += both * layout.cp * keys_per_token if gathers else both / 2
+    seen = layout.cp + 0.5 if layout.cp > 1 else 1.0
+    values += both * seen * keys_per_token if gathers else both / 2
     if shape.qk_norm or not gathers:
         values += query + both
     statistics = 0.0
@@ -142,14 +158,15 @@ def layer_bytes_per_token(
         statistics += 4 * heads
         values += 0 if kernels.joined_attention else query
     if shape.qk_norm:
-        values += query + (0 if kernels.fused_norm else query + both / 2)
-        statistics += 4 * (heads + groups)
+        norms += kernels.norm_width(width) * query + 4 * (heads + groups)
+        # The keys' input is a part of QKV as projected, but for its copy in fp32.
+        norms += 0 if kernels.fused_norm else (4 if width == 4 else 8) * both / 2
     return norms + width * values + statistics + _mlp_bytes(shape, layout, width)
 
 
 def width_of(model: ModelConfig) -> int:
     """Bytes of a weight and of an activation."""
-    return 2 if model.precision == "bf16" else 4
+    return 2 if model.weight_precision == "bf16" else 4
 
 
 def _mlp_bytes(shape: ModelShape, layout: LayoutConfig, width: int) -> float:
@@ -166,49 +183,57 @@ def _mlp_bytes(shape: ModelShape, layout: LayoutConfig, width: int) -> float:
     return routing + shape.experts_per_token * copy
 
 
-def layers_in_flight(shape: ModelShape, layout: LayoutConfig, stage: int) -> float:
-    """Layers times packs whose activations a stage keeps at once: 1F1B, or interleaved (Korthikanti et al. 2022)."""
-    layers = -(-shape.num_layers // layout.pp)
+def passes_in_flight(layout: LayoutConfig, stage: int) -> int:
+    """Chunks of the model times packs whose activations a stage keeps at once: 1F1B, or interleaved (Korthikanti et al.
+    2022)."""
     if layout.vpp == 1:
-        return layers * (layout.pp - stage)
-    chunks = 2 * (layout.pp - stage - 1) + (layout.vpp - 1) * layout.pp + 1
-    return layers / layout.vpp * chunks
+        return layout.pp - stage
+    return 2 * (layout.pp - stage - 1) + (layout.vpp - 1) * layout.pp + 1
 
 
-def _of_stage(
+def memory_of_stage(
     shape: ModelShape,
     layout: LayoutConfig,
     model: ModelConfig,
+    stage: int,
+    *,
     num_gpus: int,
     max_pack_tokens: int,
-    kernels: Kernels,
-    stage: int,
-    layer_bytes: float,
+    keys_per_token: float = 1.0,
+    kernels: Kernels = GPU,
 ) -> Memory:
+    """As `memory_per_rank`, on the ranks of one pipeline stage."""
     width = width_of(model)
     dense, experts = parameters_of_stage(shape, layout, stage)
     per_stage = num_gpus // layout.pp
-    states = 12 if model.precision == "bf16" else 8
+    states = 12 if model.weight_precision == "bf16" else 8
     optimizer = states * (dense * layout.tp + experts * (layout.ep if layout.ep > 1 else layout.tp)) / per_stage
     tokens = max_pack_tokens / layout.cp
     hidden = shape.hidden_size / (layout.tp if layout.sequence_parallel else 1)
-    layer = layer_bytes * tokens
-    in_flight = layers_in_flight(shape, layout, stage)
+    layer = layer_bytes_per_token(shape, layout, model, kernels, keys_per_token=keys_per_token) * tokens
+    passes, is_last = passes_in_flight(layout, stage), stage == layout.pp - 1
+    in_flight = passes * -(-shape.num_layers // layout.pp) / layout.vpp
     if model.recompute == "full":
         # Each layer's input, and the rotary table once a pack.
-        packs = in_flight * layout.pp / shape.num_layers
-        activations = (in_flight * width * hidden + packs * 4 * shape.head_dim) * tokens
+        activations = (in_flight * width * hidden + passes / layout.vpp * 4 * shape.head_dim) * tokens
     else:
         activations = in_flight * layer
+    # What was sent to the next stage stays until its gradient comes back.
+    activations += (passes - is_last) * width * hidden * tokens
     working = _working_bytes_per_token(shape, layout, width) * tokens
     working += layer if model.recompute == "full" else 0.0
     if stage == 0:
         activations += 8 * tokens
     logits = 0.0
-    if stage == layout.pp - 1:
-        activations += tokens * (width * hidden * (1 if kernels.fused_norm else 2) + 4)
+    if is_last:
+        activations += tokens * (kernels.norm_width(width) * hidden + 4)
         logits = _head(shape, layout, model, tokens)
-    return Memory(width * (dense + experts), 4 * (dense + experts), optimizer, activations, working, logits)
+    weights = width * (dense + experts)
+    if model.precision == "fp8":
+        # Between the packs of a step each matrix of the layers lies there in fp8 as well, and transposed.
+        matrices = shape.attention_matrices + (0 if shape.num_experts else shape.mlp_matrices)
+        weights += 2 * (-(-shape.num_layers // layout.pp) * matrices / layout.tp + experts)
+    return Memory(weights, 4 * (dense + experts), optimizer, activations, working, logits)
 
 
 def head_bytes_per_row(shape: ModelShape, model: ModelConfig) -> float:

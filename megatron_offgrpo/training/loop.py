@@ -12,6 +12,7 @@ import torch.distributed as dist
 from megatron_offgrpo.artifacts import Manifest, fingerprint_of
 from megatron_offgrpo.config import RunConfig, TrackingConfig
 from megatron_offgrpo.errors import CheckpointError, TrainingError
+from megatron_offgrpo.model.layers import require_layer
 from megatron_offgrpo.model.shape import shape_of
 from megatron_offgrpo.objective.compose import results
 from megatron_offgrpo.outcome import report_step
@@ -47,6 +48,7 @@ def train(run: RunConfig, place: Placement, *, force: bool = False) -> bool:
     """
     stop = StopRequest()
     require_tracking(run.tracking)
+    require_layer(run.model)
     inputs = open_inputs(run)
     output = Path(run.paths.output)
     if place.is_writer:
@@ -184,7 +186,7 @@ class _Training:
         seconds = time.perf_counter() - started
         self.bad_steps, self.has_learnt = [], True
         shape = shape_of(self.inputs.architecture)
-        measured = step_values(plan, step, shape, result, seconds, self.place, self.run.model.precision)
+        measured = step_values(plan, step, shape, result, seconds, self.place, self.run.model.weight_precision)
         return {"step": step, **results(result.metrics), "grad_norm": result.grad_norm, "lr": lr, **measured}
 
     def _bad_step(self, step: int, error: BadStepError) -> dict[str, float]:

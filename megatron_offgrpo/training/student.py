@@ -100,7 +100,7 @@ def _finalize(models: list[Any], num_tokens: Tensor | None = None, **keywords: A
 
 def _optimizer_config(run: RunConfig, distributed_optimizer: bool) -> MegatronOptimizerConfig:
     settings = run.optimizer
-    bf16 = run.model.precision == "bf16"
+    bf16 = run.model.weight_precision == "bf16"
     return MegatronOptimizerConfig(
         optimizer="adam",
         lr=settings.lr,
@@ -126,7 +126,7 @@ def _check_offload(run: RunConfig) -> None:
     where = "optimizer.cpu_offload"
     if not torch.cuda.is_available():
         raise ConfigError("there is no GPU whose memory this would save", where=where, expected="false", got=True)
-    if run.model.precision != "bf16":
+    if run.model.weight_precision != "bf16":
         raise ConfigError(
             "needs weights in bf16", where=where, expected="model.precision bf16", got=run.model.precision
         )

@@ -1,4 +1,4 @@
-"""What a GPU must give: the CPU's loss and gradients, attention kernels that agree, a lean head.
+"""What a GPU must give: the CPU's loss and gradients, attention kernels and layers that agree, a lean head.
 
 These tests have been written on a machine without a GPU and have not run on one yet. Without CUDA they skip; only the
 check that the committed figures are those of this code runs everywhere. After a wanted change of the figures:
@@ -13,19 +13,24 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pytest
 import torch
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from checkpoints_conversion.safe_metadata import read_metadata
 from megatron_offgrpo.config import LayoutConfig, ModelConfig
 from megatron_offgrpo.data.store import TrajectoryStore
 from megatron_offgrpo.model.gpt import transformer_config
-from megatron_offgrpo.model.layers import SegmentAttention
+from megatron_offgrpo.model.layers import FP8_CAPABILITY, HAVE_TE, SegmentAttention
 from megatron_offgrpo.model.packing import PackedSegments
 from megatron_offgrpo.objective.compose import results, to_metrics
 from megatron_offgrpo.parallel import runtime
 from megatron_offgrpo.planning.plan import build_plan
 from megatron_offgrpo.training.batch import Batch, build_batch, members_of
+from megatron_offgrpo.training.checkpoint import load_all
 from megatron_offgrpo.training.step import compute_gradients
 from megatron_offgrpo.training.student import Student, build_student
-from tests.distributed.layout_worker import fake_reference
+from tests.distributed.layer_worker import BF16, ENGINE, FP8, SMALL, compare, make_student, named, save, step
+from tests.distributed.layer_worker import architecture as wide_architecture
+from tests.distributed.layout_worker import fake_reference, run_of
 from tests.distributed.toy import architecture, toy_run, write_toy_store
 from tools.bench_logprob import MAX_MEMORY_SHARE, measure
 
@@ -33,6 +38,11 @@ EXPECTED = Path(__file__).with_name("expected_gradients.json")
 KINDS = ("qwen2", "qwen2_tied", "qwen3", "qwen3_moe")
 TOLERANCE = 1e-5
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, torch finds none")
+with_engine = pytest.mark.skipif(not HAVE_TE, reason="needs Transformer Engine, which cannot be imported")
+with_fp8 = pytest.mark.skipif(
+    torch.cuda.is_available() and torch.cuda.get_device_capability() < FP8_CAPABILITY,
+    reason="needs a GPU that computes in fp8",
+)
 on_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason="the figures are made on a machine without CUDA")
 
 
@@ -135,6 +145,52 @@ def test_variable_length_attention_in_bf16_equals_attention_by_segment(kv_heads,
 def test_head_takes_an_eighth_of_the_naive_memory(dtype):
     lean, naive = (measure(variant, "8192x32000", dtype, 64).extra_bytes for variant in ("head", "naive"))
     assert 0 < lean <= MAX_MEMORY_SHARE * naive
+
+
+@pytest.mark.gpu
+@on_gpu
+@with_engine
+@pytest.mark.parametrize("kind", KINDS)
+def test_transformer_engines_layer_agrees_with_the_portable_one(kind, store, place):
+    (found,) = compare({"kind": kind, "plan": SMALL, "ways": [{}, ENGINE]}, store, place)
+    # It multiplies fp32 as TF32, whose values have 11 bits, and near a tie that may send a token to another expert.
+    assert found["losses"][1] == pytest.approx(found["losses"][0], rel=1e-3)
+    assert found["cosine"] > 0.999
+    assert kind == "qwen3_moe" or found["worst"][1] <= 2e-2, found["worst"]
+
+
+@pytest.mark.gpu
+@on_gpu
+@with_engine
+@with_fp8
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3_moe"])
+def test_fp8_is_near_bf16_and_recomputed_the_same(kind, store, place):
+    ways = [BF16, FP8, {**FP8, "recompute": "full"}]
+    near, same = compare({"kind": kind, "plan": SMALL, "ways": ways}, store, place)
+    # tests/distributed/test_transformer_engine.py says where the bounds come from.
+    assert 0 < abs(near["losses"][1] - near["losses"][0]) <= 0.05 * abs(near["losses"][0])
+    assert (0.93 if kind == "qwen3_moe" else 0.97) < near["cosine"] < 0.9999
+    assert same["losses"][1] == pytest.approx(same["losses"][0], rel=1e-6)
+    # The attention kernel adds up gradients in any order.
+    assert same["cosine"] > 0.9999
+
+
+@pytest.mark.gpu
+@on_gpu
+@with_engine
+@with_fp8
+def test_a_checkpoint_in_fp8_holds_tensors_alone_and_loads_into_both_layers(store, place, tmp_path):
+    run = run_of({"plan": SMALL, "model": FP8})
+    student = make_student(run, "qwen3")
+    step(student, run, store, place)
+    save(student, tmp_path / "saved")
+    entries = read_metadata(tmp_path / "saved").state_dict_metadata.values()
+    assert {type(entry) for entry in entries} == {TensorStorageMetadata}
+    for model in (FP8, {"precision": "bf16"}):
+        loaded = build_student(wide_architecture("qwen3"), run_of({"model": model}))
+        load_all(loaded, tmp_path / "saved")
+        theirs = named(loaded)
+        assert all(torch.equal(weight, theirs[name]) for name, weight in named(student).items())
 
 
 def write_expected() -> None:

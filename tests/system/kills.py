@@ -16,6 +16,8 @@ Moment = Literal["loading", "stepping", "saving", "logging"]
 MOMENTS: tuple[Moment, ...] = ("stepping", "loading", "saving", "logging")
 JUST_LOGGED = 0.01
 """Seconds after which a line of metrics is no longer being written."""
+MOST_STEPS = 7
+"""Before a start is killed, unless it is while it loads."""
 
 
 @dataclass
@@ -49,14 +51,16 @@ class Watch:
     started: float = field(default_factory=time.monotonic)
     resumed: float = 0.0
     logged: float = 0.0
+    steps: int = 0
 
     def look(self) -> None:
-        """Notes when loading ended and when a line was logged last; returns after a few milliseconds."""
+        """Notes when loading ended, steps logged and the last one's time; returns after a few milliseconds."""
         time.sleep(0.002)
         assert self.process.poll() is None, "the run ended before it could be killed"
         now, size = time.monotonic(), self._size()
-        if size != self.metrics_size:
-            self.metrics_size, self.logged = size, now
+        if size > self.metrics_size:
+            self.logged, self.steps = now, self.steps + 1
+        self.metrics_size = size
         if not self.resumed and "resumed from" in self.log.read_text()[self.log_start :]:
             self.resumed = now
 
@@ -79,7 +83,9 @@ class Watch:
         if moment == "loading":
             end = self.started + rng.uniform(0.8, 1.0) * loading_seconds
         else:
-            while not self.logged or (moment == "saving" and not self.save_is_open()):
+            # Some steps pass, so that the run gets on.
+            steps = rng.randint(1, MOST_STEPS)
+            while self.steps < steps or (moment == "saving" and not self.save_is_open()):
                 self.look()
             end = time.monotonic() + {"stepping": rng.uniform(0, 0.5), "saving": rng.uniform(0, 0.05)}.get(moment, 0.0)
         while time.monotonic() < end:

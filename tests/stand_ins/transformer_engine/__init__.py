@@ -1,0 +1,9 @@
+"""What Megatron-Core 0.16.1 asks of Transformer Engine, in plain torch, since the real one runs on GPUs alone.
+
+Names, signatures and what is refused are those of release 2.11. Tests put the folder above on PYTHONPATH.
+"""
+
+from transformer_engine import common, pytorch
+
+__all__ = ["common", "pytorch"]
+__version__ = "2.11.0"
