@@ -24,6 +24,8 @@ def llama3_70b_32x80gb() -> RunConfig:
 
 
 def llama3_70b_8x80gb() -> RunConfig:
-    """One node with the optimizer in its memory: 788 GiB for the states, 263 for gradients on their way, and 788 more
-    while a checkpoint is gathered. Offload has not run on a GPU."""
+    """8 x 80 GB, the optimizer in the node's memory (offload has not run on a GPU).
+
+    It takes 788 GiB for the states, 263 for gradients on their way, and 788 more while a checkpoint is gathered.
+    """
     return on_80gb(llama3_70b(), 8, layout={"pp": 1}, **OFFLOAD)

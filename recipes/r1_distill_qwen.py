@@ -19,8 +19,10 @@ def r1_distill_qwen_32b() -> RunConfig:
 
 
 def r1_distill_qwen_32b_8x80gb() -> RunConfig:
-    """One node with the optimizer in its memory: 366 GiB for the states, 122 for gradients on their way, and 366 more
-    while a checkpoint is gathered. Offload has not run on a GPU."""
+    """8 x 80 GB, the optimizer in the node's memory (offload has not run on a GPU).
+
+    It takes 366 GiB for the states, 122 for gradients on their way, and 366 more while a checkpoint is gathered.
+    """
     return on_80gb(r1_distill_qwen_32b(), 8, **OFFLOAD)
 
 

@@ -27,7 +27,8 @@ def recipes() -> None:
     from megatron_offgrpo.recipe import list_data_recipes, list_recipes
 
     found = {**list_recipes(), **list_data_recipes()}
-    print_lines([f"{name:<32}{(function.__doc__ or '').splitlines()[0]}" for name, function in found.items()])
+    width = max(map(len, found)) + 2
+    print_lines([f"{name:<{width}}{(function.__doc__ or '').splitlines()[0]}" for name, function in found.items()])
 
 
 def quickstart(
