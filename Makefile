@@ -15,7 +15,7 @@ ARGS ?=
 export OMP_NUM_THREADS ?= 1
 
 .PHONY: study-small study study-ablations install install-slurm install-launch quickstart check format soak nightly install-gpu clean \
-	test test-commands test-processes test-rest
+	test test-commands test-processes test-units
 
 install: $(STAMP)
 
@@ -42,9 +42,11 @@ study-ablations: $(STAMP)
 	cd $(ROOT) && $(BIN)/python -m tools.study ablations $(ARGS)
 
 # Three processes side by side, since most tests wait for processes of their own; each prints what it found when it is done.
+# Slurm's tests come last and alone: its daemons have time limits of their own.
 test: $(STAMP) install-slurm install-launch
-	@echo "all tests, in three parts side by side: about a quarter of an hour, with few words until the first part is done"
-	$(MAKE) --jobs=3 --output-sync=target --keep-going --no-print-directory -C $(ROOT) test-commands test-processes test-rest
+	@echo "all tests, in three parts side by side and one after them: about twenty minutes, the first results come after five"
+	$(MAKE) --jobs=3 --output-sync=target --keep-going --no-print-directory -C $(ROOT) test-commands test-processes test-units
+	cd $(ROOT) && $(BIN)/python -m pytest tests/system/slurm $(ARGS)
 
 test-commands:
 	$(BIN)/python -m pytest tests/system --ignore tests/system/slurm $(ARGS)
@@ -52,8 +54,8 @@ test-commands:
 test-processes:
 	$(BIN)/python -m pytest tests/distributed tests/parity $(ARGS)
 
-test-rest:
-	$(BIN)/python -m pytest tests/unit tests/gpu tests/system/slurm $(ARGS)
+test-units:
+	$(BIN)/python -m pytest tests/unit tests/gpu $(ARGS)
 
 # What is too long for every change: five chains in a row on Slurm, and the like.
 soak: $(STAMP) install-slurm install-launch
