@@ -4,6 +4,8 @@ Megatron's own loader trusts a checkpoint twice: it reads `.metadata` as a plain
 every key that the metadata calls an object.
 """
 
+from megatron_offgrpo.parallel import portable  # noqa: F401  # isort: skip
+
 from pathlib import Path
 from typing import Any
 

@@ -1,5 +1,7 @@
 """The student: Megatron's GPT model over packed trajectory groups, with the lean log-prob head."""
 
+from megatron_offgrpo.parallel import portable  # isort: skip
+
 import math
 from typing import Any
 
@@ -20,7 +22,6 @@ from megatron_offgrpo.model.hf_config import Architecture, rope_inverse_frequenc
 from megatron_offgrpo.model.layers import block_of, require_layer
 from megatron_offgrpo.model.packing import ModelInput
 from megatron_offgrpo.model.router import BalancedRouter
-from megatron_offgrpo.parallel import portable
 from megatron_offgrpo.parallel.logprob import chunk_rows_for, vocab_parallel_logprob
 
 PADDED_VOCAB_MULTIPLE = 128

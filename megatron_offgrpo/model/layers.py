@@ -3,6 +3,8 @@
 Parameter names in checkpoints are those of Megatron's Transformer Engine layer, dense and MoE.
 """
 
+from megatron_offgrpo.parallel import portable  # noqa: F401  # isort: skip
+
 import math
 from typing import Any
 

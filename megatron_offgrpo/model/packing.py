@@ -1,5 +1,7 @@
 """What a model needs to know of a packed batch: where its segments lie and which position each token has."""
 
+from megatron_offgrpo.parallel import portable  # noqa: F401  # isort: skip
+
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise

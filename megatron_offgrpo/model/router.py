@@ -1,5 +1,7 @@
 """The router of a mixture of experts, with Megatron's load-balancing loss as a mean over the tokens of the step."""
 
+from megatron_offgrpo.parallel import portable  # noqa: F401  # isort: skip
+
 from typing import Any
 
 import torch.distributed as dist

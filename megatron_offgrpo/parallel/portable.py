@@ -133,7 +133,8 @@ def _replace_megatron_functions() -> None:
 def _load_megatron() -> None:
     """Imports Megatron without torch's compiler, which its decorators load: 2 of 5 seconds of a process's start.
 
-    What they decorate are fused functions, which this project has off on a CPU.
+    What they decorate are fused functions, which this project has off on a CPU. So each module that imports Megatron
+    imports this one first.
     """
     compiler = torch.compile
 

@@ -1,5 +1,7 @@
 """Megatron checkpoints of a student: torch_dist folders laid out as Megatron-LM's."""
 
+from megatron_offgrpo.parallel import portable  # noqa: F401  # isort: skip
+
 import shutil
 import time
 from collections.abc import Callable

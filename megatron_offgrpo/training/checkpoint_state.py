@@ -6,6 +6,8 @@ gradient buffers as it lies there, with no communication and no copy; only the n
 ranks may change.
 """
 
+from megatron_offgrpo.parallel import portable  # noqa: F401  # isort: skip
+
 from pathlib import Path
 from typing import Any
 

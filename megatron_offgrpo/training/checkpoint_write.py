@@ -3,6 +3,8 @@
 Megatron lets rank 0 alone write common.pt, .metadata and metadata.json: an error there would leave the others waiting.
 """
 
+from megatron_offgrpo.parallel import portable  # noqa: F401  # isort: skip
+
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path

@@ -1,5 +1,7 @@
 """The student in training: model chunks under data parallelism, and their optimizer."""
 
+from megatron_offgrpo.parallel import portable  # noqa: F401  # isort: skip
+
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass

@@ -1,5 +1,7 @@
 """The process that holds the results of Megatron's checkpoint writers."""
 
+from megatron_offgrpo.parallel import portable  # noqa: F401  # isort: skip
+
 import signal
 from multiprocessing import get_context, resource_tracker
 from multiprocessing.managers import SyncManager
