@@ -33,7 +33,7 @@ class ScriptedServer:
 
     def __init__(self):
         self.requests, self.models, self.answer = [], ["m"], lambda request, number: completion(choice(request))
-        stub = self
+        scripted = self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
@@ -50,13 +50,13 @@ class ScriptedServer:
                 self.wfile.write(data)
 
             def do_GET(self):
-                entries = [{"id": name, "object": "model", "created": 1, "owned_by": "x"} for name in stub.models]
+                entries = [{"id": name, "object": "model", "created": 1, "owned_by": "x"} for name in scripted.models]
                 self.reply(200, {"object": "list", "data": entries})
 
             def do_POST(self):
                 request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                stub.requests.append(request)
-                answered = stub.answer(request, len(stub.requests))
+                scripted.requests.append(request)
+                answered = scripted.answer(request, len(scripted.requests))
                 if answered is None:
                     self.close_connection = True
                     self.connection.shutdown(socket.SHUT_RDWR)
@@ -69,16 +69,16 @@ class ScriptedServer:
 
 
 @pytest.fixture
-def stub(monkeypatch):
+def scripted(monkeypatch):
     monkeypatch.setattr(server_backend, "RETRIES", 1)
-    stub = ScriptedServer()
-    yield stub
-    stub.server.shutdown()
-    stub.server.server_close()
+    scripted = ScriptedServer()
+    yield scripted
+    scripted.server.shutdown()
+    scripted.server.server_close()
 
 
-def backend(stub, **values):
-    return open_backend(BackendConfig(Path("m"), "server", server_url=stub.url, **{"concurrency": 2, **values}))
+def backend(scripted, **values):
+    return open_backend(BackendConfig(Path("m"), "server", server_url=scripted.url, **{"concurrency": 2, **values}))
 
 
 def requests(count):
@@ -90,11 +90,11 @@ def collect(server, found):
         found[index] = done
 
 
-def test_settings_seeds_and_stop_tokens_reach_the_server(stub):
-    with backend(stub) as server:
+def test_settings_seeds_and_stop_tokens_reach_the_server(scripted):
+    with backend(scripted) as server:
         found = dict(server.generate(requests(5), SETTINGS))
     assert found == {index: Completion((100 + index, 2), "stop", (-0.5, -0.25)) for index in range(5)}
-    sent = stub.requests[0]
+    sent = scripted.requests[0]
     assert {name: sent[name] for name in ("model", "prompt", "max_tokens", "temperature", "top_p", "logprobs")} == {
         "model": "m",
         "prompt": [5, 6],
@@ -104,48 +104,48 @@ def test_settings_seeds_and_stop_tokens_reach_the_server(stub):
         "logprobs": 0,
     }
     assert (sent["stop_token_ids"], sent["return_token_ids"]) == ([2], True)
-    assert {request["seed"] for request in stub.requests} == {100, 101, 102, 103, 104}
+    assert {request["seed"] for request in scripted.requests} == {100, 101, 102, 103, 104}
 
 
-def test_cut_and_empty_completions(stub):
+def test_cut_and_empty_completions(scripted):
     def answer(request, number):
         if request["seed"] == 100:
             return completion(choice(request, finish_reason="length"))
         return completion(choice(request, token_ids=[], text="", logprobs={"token_logprobs": [], "tokens": []}))
 
-    stub.answer = answer
-    with backend(stub) as server:
+    scripted.answer = answer
+    with backend(scripted) as server:
         found = dict(server.generate(requests(2), SETTINGS))
     assert (found[0].finish_reason, found[1]) == ("length", Completion((), "stop", ()))
 
 
-def test_a_server_without_token_ids_serves_evaluation_and_not_logprobs(stub):
-    stub.answer = lambda request, number: completion(choice(request, token_ids=None, text="so 4 \ud800"))
-    with backend(stub) as server:
+def test_a_server_without_token_ids_serves_evaluation_and_not_logprobs(scripted):
+    scripted.answer = lambda request, number: completion(choice(request, token_ids=None, text="so 4 \ud800"))
+    with backend(scripted) as server:
         (found,) = dict(server.generate(requests(1), SamplingSettings())).values()
         assert (found.text, found.num_tokens, found.token_ids) == ("so 4 ?", 9, ())
         with pytest.raises(GenerationError, match="no token ids, which log-probs need"):
             dict(server.generate(requests(1), SETTINGS))
 
 
-def test_passing_trouble_is_tried_again(stub):
-    stub.answer = lambda request, number: (503, {"error": "busy"}) if number == 1 else completion(choice(request))
-    with backend(stub) as server:
+def test_passing_trouble_is_tried_again(scripted):
+    scripted.answer = lambda request, number: (503, {"error": "busy"}) if number == 1 else completion(choice(request))
+    with backend(scripted) as server:
         assert len(dict(server.generate(requests(3), SETTINGS))) == 3
-    assert len(stub.requests) == 4
+    assert len(scripted.requests) == 4
 
 
-def test_a_server_that_dies_hands_out_what_was_finished(stub):
-    stub.answer = lambda request, number: completion(choice(request)) if number <= 3 else None
+def test_a_server_that_dies_hands_out_what_was_finished(scripted):
+    scripted.answer = lambda request, number: completion(choice(request)) if number <= 3 else None
     found = {}
     with (
-        backend(stub, concurrency=1) as server,
+        backend(scripted, concurrency=1) as server,
         pytest.raises(GenerationError, match=r"does not answer, 2 tries") as error,
     ):
         collect(server, found)
     assert sorted(found) == [0, 1, 2]
-    assert len(stub.requests) == 5  # three answered, one tried twice, none begun after it
-    assert stub.url in str(error.value)
+    assert len(scripted.requests) == 5  # three answered, one tried twice, none begun after it
+    assert scripted.url in str(error.value)
     assert "start the server again" in str(error.value)
 
 
@@ -158,10 +158,10 @@ def test_no_server_at_all(monkeypatch):
         open_backend(BackendConfig(Path("m"), "server", server_url=url))
 
 
-def test_a_hanging_server_is_given_up(stub):
+def test_a_hanging_server_is_given_up(scripted):
     released = threading.Event()
-    stub.answer = lambda request, number: released.wait(20) and None
-    with backend(stub, timeout_seconds=0.2) as server, pytest.raises(GenerationError, match="does not answer"):
+    scripted.answer = lambda request, number: released.wait(20) and None
+    with backend(scripted, timeout_seconds=0.2) as server, pytest.raises(GenerationError, match="does not answer"):
         dict(server.generate(requests(1), SETTINGS))
     released.set()
 
@@ -179,31 +179,31 @@ def test_a_hanging_server_is_given_up(stub):
         ),
     ],
 )
-def test_odd_answers_are_named(stub, answered, message):
-    stub.answer = lambda request, number: answered
-    with backend(stub) as server, pytest.raises(GenerationError, match=message):
+def test_odd_answers_are_named(scripted, answered, message):
+    scripted.answer = lambda request, number: answered
+    with backend(scripted) as server, pytest.raises(GenerationError, match=message):
         dict(server.generate(requests(1), SETTINGS))
 
 
-def test_the_model_must_be_clear(stub):
-    stub.models = ["m", "n"]
+def test_the_model_must_be_clear(scripted):
+    scripted.models = ["m", "n"]
     with pytest.raises(ConfigError, match=r"expected one model; got m, n; remedy: name it with --server-model"):
-        backend(stub)
-    with backend(stub, server_model="n") as server:
+        backend(scripted)
+    with backend(scripted, server_model="n") as server:
         dict(server.generate(requests(1), SETTINGS))
-    assert stub.requests[0]["model"] == "n"
+    assert scripted.requests[0]["model"] == "n"
 
 
-def test_logprobs_of_a_prompt(stub):
+def test_logprobs_of_a_prompt(scripted):
     def answer(request, number):
         entries = [None, *({str(token): {"logprob": -token / 10}} for token in request["prompt"][1:])]
         return completion(choice({"seed": 0}, prompt_logprobs=entries))
 
-    stub.answer = answer
-    with backend(stub) as server:
+    scripted.answer = answer
+    with backend(scripted) as server:
         assert server.logprobs([[3, 1, 2], [4, 5]]) == [[-0.1, -0.2], [-0.5]]
-    stub.answer = lambda request, number: completion(choice({"seed": 0}))
-    with backend(stub) as server, pytest.raises(GenerationError, match="no log-probs of the prompt"):
+    scripted.answer = lambda request, number: completion(choice({"seed": 0}))
+    with backend(scripted) as server, pytest.raises(GenerationError, match="no log-probs of the prompt"):
         server.logprobs([[3, 1]])
 
 
