@@ -10,6 +10,7 @@ from typing import NoReturn
 
 import typer
 
+from checkpoints_conversion.cli import app as converters
 from megatron_offgrpo.cli import data, evaluation, launch, project, training
 from megatron_offgrpo.errors import OffgrpoError
 from megatron_offgrpo.outcome import report_refusal
@@ -44,20 +45,12 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 for name, function in COMMANDS.items():
     app.command(name)(function)
-
-
-def _mount_converters() -> None:
-    from checkpoints_conversion.cli import app as converters
-
-    app.add_typer(converters, name="convert")
+app.add_typer(converters, name="convert")
 
 
 def main() -> None:
     """Entry point: a user's mistake, and a disk that is full or closed, are one line on standard error and status 1."""
     _quiet()
-    # The launcher's environment has no torch.
-    if sys.argv[1:2] not in (["launch"], ["jobs"]):
-        _mount_converters()
     try:
         app()
     except OffgrpoError as error:

@@ -12,6 +12,23 @@ from torch import Tensor
 from megatron_offgrpo.errors import ConfigError
 
 FAMILIES = ("qwen2", "qwen3", "qwen3_moe", "llama", "mistral", "mixtral")
+# What Hugging Face's classes put in the place of a missing key, where it does not depend on the model's size.
+_DEFAULTS: dict[str, Any] = {
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1e4,
+    "initializer_range": 0.02,
+    "head_dim": None,
+    "hidden_act": "silu",
+    "decoder_sparse_step": 1,
+}
+_DEFAULTS_OF: dict[str, dict[str, Any]] = {
+    "qwen2": {"max_position_embeddings": 32768, "sliding_window": 4096},
+    "qwen3": {"max_position_embeddings": 32768, "sliding_window": 4096, "head_dim": 128},
+    "qwen3_moe": {"max_position_embeddings": 32768, "sliding_window": 4096},
+    "llama": {"max_position_embeddings": 2048, "num_key_value_heads": None},
+    "mistral": {"max_position_embeddings": 131072, "sliding_window": 4096},
+    "mixtral": {"max_position_embeddings": 131072, "rms_norm_eps": 1e-5, "rope_theta": 1e6},
+}
 
 
 @dataclass(frozen=True)
@@ -81,72 +98,114 @@ def read_architecture(hf_dir: str | Path) -> Architecture:
 
 
 def architecture_of(raw: dict[str, Any], where: str = "config.json") -> Architecture:
-    """The architecture of a parsed config.json; missing keys take the defaults of Hugging Face's class."""
-    from transformers import CONFIG_MAPPING
+    """The architecture of a parsed config.json, old or new keys, as Hugging Face's class of the family reads it.
 
+    Where that class has a default that does not depend on the model's size, a missing key takes it; a missing size is
+    an error. Transformers itself is not asked: its import takes as long as all else that a rank begins with.
+    """
     family = raw.get("model_type")
     if family not in FAMILIES:
         raise ConfigError(
             "model family not supported", where=f"{where}: model_type", expected=", ".join(FAMILIES), got=family
         )
-    config = CONFIG_MAPPING[family].from_dict(raw)
-    _refuse_what_megatron_cannot_express(config, where)
-    heads = config.num_attention_heads
+    config = _Config({**_DEFAULTS, **_DEFAULTS_OF[family], **raw}, where)
+    _refuse_what_megatron_cannot_express(config)
+    heads, hidden = config.size("num_attention_heads"), config.size("hidden_size")
     return Architecture(
         family=family,
-        num_layers=config.num_hidden_layers,
-        hidden_size=config.hidden_size,
-        ffn_hidden_size=config.intermediate_size,
+        num_layers=config.size("num_hidden_layers"),
+        hidden_size=hidden,
+        ffn_hidden_size=config.size("intermediate_size"),
         num_heads=heads,
-        num_kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
-        vocab_size=config.vocab_size,
-        norm_epsilon=config.rms_norm_eps,
-        max_positions=config.max_position_embeddings,
-        tied_embeddings=bool(config.tie_word_embeddings),
-        qkv_bias=family == "qwen2" or bool(getattr(config, "attention_bias", False)),
+        num_kv_heads=config.size("num_key_value_heads", none=heads),
+        head_dim=config.size("head_dim", none=hidden // heads),
+        vocab_size=config.size("vocab_size"),
+        norm_epsilon=config.number("rms_norm_eps"),
+        max_positions=config.size("max_position_embeddings"),
+        tied_embeddings=bool(config.get("tie_word_embeddings")),
+        qkv_bias=family == "qwen2",
         qk_norm=family in ("qwen3", "qwen3_moe"),
-        initializer_range=config.initializer_range,
-        rope=dict(config.rope_parameters),
+        initializer_range=config.number("initializer_range"),
+        rope=_rope(config),
         experts=_experts(config, family),
     )
 
 
-def _experts(config: Any, family: str) -> Experts | None:
-    if family == "qwen3_moe":
-        return Experts(
-            count=getattr(config, "num_experts", None) or config.num_local_experts,
-            active=config.num_experts_per_tok,
-            ffn_hidden_size=config.moe_intermediate_size,
-            normalise_top_k=bool(config.norm_topk_prob),
-        )
-    if family == "mixtral":
-        return Experts(config.num_local_experts, config.num_experts_per_tok, config.intermediate_size, True)
-    return None
+class _Config:
+    """The keys of a config.json, with an error that names one which is missing or of another type."""
 
+    def __init__(self, raw: dict[str, Any], where: str) -> None:
+        self.raw, self.where = raw, where
+        self.get = raw.get
 
-def _refuse_what_megatron_cannot_express(config: Any, where: str) -> None:
-    def refuse(field: str, expected: str) -> None:
-        raise ConfigError(
-            "cannot be expressed in this Megatron layer",
-            where=f"{where}: {field}",
+    def size(self, name: str, *, none: int | None = None) -> int:
+        """A whole number above 0; `none` in the place of null."""
+        got = none if name in self.raw and self.raw[name] is None else self.raw.get(name)
+        if isinstance(got, bool) or not isinstance(got, int) or got < 1:
+            raise self._error(name, "a whole number above 0")
+        return got
+
+    def number(self, name: str) -> float:
+        """A number."""
+        got = self.raw[name]
+        if isinstance(got, bool) or not isinstance(got, int | float):
+            raise self._error(name, "a number")
+        return got
+
+    def refuse_unless(self, allowed: bool, name: str, expected: str) -> None:
+        """Raises where the layer cannot express a key's value."""
+        if not allowed:
+            raise ConfigError(
+                "cannot be expressed in this Megatron layer",
+                where=f"{self.where}: {name}",
+                expected=expected,
+                got=self.raw[name],
+            )
+
+    def _error(self, name: str, expected: str) -> ConfigError:
+        return ConfigError(
+            "the model's configuration cannot be used",
+            where=f"{self.where}: {name}",
             expected=expected,
-            got=getattr(config, field),
+            got=repr(self.raw[name]) if name in self.raw else "no such key",
+            remedy="take config.json from where the model is published",
         )
 
-    if config.hidden_act != "silu":
-        refuse("hidden_act", "silu")
-    if getattr(config, "mlp_bias", False):
-        refuse("mlp_bias", "false")
-    if config.model_type in ("llama", "qwen3", "qwen3_moe") and getattr(config, "attention_bias", False):
-        refuse("attention_bias", "false (a bias on the output projection has no place in the layer)")
+
+def _rope(config: _Config) -> dict[str, Any]:
+    """Today's `rope_parameters`, also of a model that was saved with `rope_theta` and `rope_scaling`."""
+    rope = dict(config.get("rope_scaling") or config.get("rope_parameters") or {})
+    rope.setdefault("rope_theta", config.number("rope_theta"))
+    rope.setdefault("rope_type", rope.get("type", "default"))
+    if rope["rope_type"] == "llama3":
+        rope.setdefault("original_max_position_embeddings", config.size("max_position_embeddings"))
+    return rope
+
+
+def _experts(config: _Config, family: str) -> Experts | None:
+    if family not in ("qwen3_moe", "mixtral"):
+        return None
+    of_qwen = family == "qwen3_moe"
+    return Experts(
+        count=config.size("num_experts" if "num_experts" in config.raw else "num_local_experts"),
+        active=config.size("num_experts_per_tok"),
+        ffn_hidden_size=config.size("moe_intermediate_size" if of_qwen else "intermediate_size"),
+        normalise_top_k=bool(config.get("norm_topk_prob")) if of_qwen else True,
+    )
+
+
+def _refuse_what_megatron_cannot_express(config: _Config) -> None:
+    get, family = config.get, config.get("model_type")
+    config.refuse_unless(get("hidden_act") == "silu", "hidden_act", "silu")
+    config.refuse_unless(not get("mlp_bias"), "mlp_bias", "false")
+    # Qwen 2 has one on the projections of queries, keys and values alone, whatever its configuration says.
+    without_bias = family == "qwen2" or not get("attention_bias")
+    config.refuse_unless(without_bias, "attention_bias", "false (a bias on the output projection has no place)")
     # Mistral's and Mixtral's window is in force whenever it is set; Qwen's only with use_sliding_window.
-    if getattr(config, "use_sliding_window", True) and getattr(config, "sliding_window", None) is not None:
-        refuse("sliding_window", "null (full attention)")
-    if getattr(config, "mlp_only_layers", None):
-        refuse("mlp_only_layers", "[] (every layer has experts)")
-    if getattr(config, "decoder_sparse_step", 1) != 1:
-        refuse("decoder_sparse_step", "1 (every layer has experts)")
+    full = get("sliding_window") is None or not (family in ("mistral", "mixtral") or get("use_sliding_window"))
+    config.refuse_unless(full, "sliding_window", "null (full attention)")
+    config.refuse_unless(not get("mlp_only_layers"), "mlp_only_layers", "[] (every layer has experts)")
+    config.refuse_unless(get("decoder_sparse_step") == 1, "decoder_sparse_step", "1 (every layer has experts)")
 
 
 def rope_inverse_frequencies(architecture: Architecture) -> Tensor:

@@ -3,12 +3,10 @@
 torchrun's agent ends its workers on SIGUSR1; here SIGTERM and SIGUSR1 are passed on, and the ranks save and exit 0.
 """
 
-import multiprocessing
 import os
 import signal
 import socket
 import subprocess
-import threading
 import time
 from collections.abc import Sequence
 from types import FrameType
@@ -81,18 +79,6 @@ def run_local(command: Sequence[str], num_processes: int) -> int:
         _end(ranks)
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def end_with_parent() -> None:
-    """Lets this process, started by `multiprocessing`, end when its parent does, however that is killed."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def wait() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 def _wait(ranks: list[subprocess.Popen]) -> int:

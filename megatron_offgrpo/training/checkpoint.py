@@ -47,7 +47,7 @@ from megatron_offgrpo.training.checkpoint_state import (
 )
 from megatron_offgrpo.training.checkpoint_write import REMEDY, begin_writing, on_all_ranks, on_writer
 from megatron_offgrpo.training.student import Student
-from megatron_offgrpo.training.writer_process import drop_results, start_writer_process
+from megatron_offgrpo.training.write_results import write_results
 
 START_OVER = "offgrpo train with --force starts over"
 
@@ -132,7 +132,7 @@ class CheckpointWriter:
         self.folder, self.place, self.keep, self.asynchronous = folder, place, keep, asynchronous
         self.saved: int | None = None
         """Iteration of the newest complete checkpoint that this writer has written."""
-        start_writer_process()
+        self._results = write_results()
         self._queue = AsyncCallsQueue()
         self._pending: tuple[int, Path, Manifest, tuple[str, float] | None] | None = None
 
@@ -254,7 +254,7 @@ class CheckpointWriter:
         def end_writers() -> None:
             for call in self._queue.async_calls:
                 call.async_caller.close()
-            drop_results()
+            self._results.clear()
 
         on_all_ranks(end_writers, self.place)
         # The old queue would hand the failed request out again.

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -11,7 +12,6 @@ from typing import Any
 
 from megatron_offgrpo.errors import OffgrpoError
 from megatron_offgrpo.objective.compose import needs_reference
-from megatron_offgrpo.parallel.local import end_with_parent
 from megatron_offgrpo.progress import say
 from recipes.study import ARMS, Arm
 from tools.study.runs import Job, do, finished
@@ -71,6 +71,18 @@ def _start_worker() -> None:
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_parent()
+
+
+def end_with_parent() -> None:
+    """Lets this process, started by `multiprocessing`, end when its parent does, however that is killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _close() -> None:
