@@ -1,12 +1,18 @@
 """Starts real processes over gloo for a test, and gathers what went wrong."""
 
-import json
+import importlib
+import multiprocessing
 import os
 import socket
-import subprocess
-import sys
+import tempfile
+import warnings
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
+
+import torch
+
+from megatron_offgrpo.training.write_results import write_results
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -31,39 +37,51 @@ def free_port() -> int:
 
 
 def run_ranks(function: str, world_size: int, *, timeout_seconds: float = 300, **arguments: Any) -> None:
-    """Calls `module:function` with JSON-able arguments in `world_size` processes; fails with the ranks' last output."""
+    """Calls `module:function` with JSON-able arguments in `world_size` processes; fails with the ranks' last output.
+
+    The ranks are forks of one process without threads that has imported torch, Megatron and the trainer: to import
+    them takes longer than most of what is tested.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.distributed.imported_once"])
     port = free_port()
-    command = [sys.executable, "-W", "ignore", "-m", "tests.distributed.harness", function, json.dumps(arguments)]
-    processes = [
-        subprocess.Popen(
-            command,
-            env=rank_environment(rank, world_size, port),
-            cwd=REPOSITORY,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(world_size)
-    ]
-    try:
-        outputs = [process.communicate(timeout=timeout_seconds)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    failed = [rank for rank, process in enumerate(processes) if process.returncode]
-    if failed:
-        raise AssertionError("\n".join(f"rank {rank}: {outputs[rank][-4000:]}" for rank in failed))
+    with tempfile.TemporaryDirectory() as outputs:
+        files = [Path(outputs) / str(rank) for rank in range(world_size)]
+        for file in files:
+            file.touch()
+        ranks = [
+            context.Process(target=_call, args=(function, arguments, rank_environment(rank, world_size, port), file))
+            for rank, file in enumerate(files)
+        ]
+        for process in ranks:
+            process.start()
+        try:
+            for process in ranks:
+                process.join(timeout_seconds)
+        finally:
+            hanging = [rank for rank, process in enumerate(ranks) if _kill(process)]
+        failed = [rank for rank, process in enumerate(ranks) if process.exitcode]
+        if failed:
+            said = {rank: files[rank].read_text(errors="replace")[-4000:] for rank in failed}
+            raise AssertionError("\n".join(f"rank {r}{' (hung)' if r in hanging else ''}: {said[r]}" for r in failed))
 
 
-def _call(function: str, arguments: str) -> None:
-    import importlib
+def _kill(process: BaseProcess) -> bool:
+    hangs = process.is_alive()
+    process.kill()
+    process.join()
+    return hangs
 
-    # Before the workers' own imports of Megatron, whose start it halves.
-    from megatron_offgrpo.parallel import portable  # noqa: F401
 
+def _call(function: str, arguments: dict[str, Any], environment: dict[str, str], output: Path) -> None:
+    file = os.open(output, os.O_WRONLY | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.environ.clear()
+    os.environ.update(environment)
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)  # what OMP_NUM_THREADS says was read before the fork
+    # Also for workers that save with Megatron's own functions: its queue starts another process for each rank.
+    write_results()
     module, _, name = function.partition(":")
-    getattr(importlib.import_module(module), name)(**json.loads(arguments))
-
-
-if __name__ == "__main__":
-    _call(sys.argv[1], sys.argv[2])
+    getattr(importlib.import_module(module), name)(**arguments)

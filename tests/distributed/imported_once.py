@@ -1,0 +1,7 @@
+"""What the ranks of all tests import, before they are forked."""
+
+from megatron_offgrpo.parallel import portable  # noqa: F401  # isort: skip
+
+import transformers  # noqa: F401
+
+from megatron_offgrpo.training import loop  # noqa: F401
