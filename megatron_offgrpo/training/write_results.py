@@ -54,6 +54,6 @@ class WriteResults:
 
 def write_results() -> WriteResults:
     """This rank's, which Megatron's writers use from the first call on."""
-    if filesystem_async._results_queue is None:
+    if not isinstance(filesystem_async._results_queue, WriteResults):
         filesystem_async._results_queue = WriteResults()
     return filesystem_async._results_queue

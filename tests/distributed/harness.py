@@ -4,11 +4,13 @@ import importlib
 import multiprocessing
 import os
 import socket
+import sys
 import tempfile
 import warnings
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -36,13 +38,16 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def run_ranks(function: str, world_size: int, *, timeout_seconds: float = 300, **arguments: Any) -> None:
+def run_ranks(
+    function: str, world_size: int, *, timeout_seconds: float = 300, stand_ins: Path | None = None, **arguments: Any
+) -> None:
     """Calls `module:function` with JSON-able arguments in `world_size` processes; fails with the ranks' last output.
 
     The ranks are forks of one process without threads that has imported torch, Megatron and the trainer: to import
-    them takes longer than most of what is tested.
+    them takes longer than most of what is tested. With `stand_ins`, a folder of packages that Megatron is to find
+    when it is imported, they are started anew.
     """
-    context = multiprocessing.get_context("forkserver")
+    context = multiprocessing.get_context("spawn" if stand_ins else "forkserver")
     context.set_forkserver_preload(["tests.distributed.imported_once"])
     port = free_port()
     with tempfile.TemporaryDirectory() as outputs:
@@ -53,8 +58,9 @@ def run_ranks(function: str, world_size: int, *, timeout_seconds: float = 300, *
             context.Process(target=_call, args=(function, arguments, rank_environment(rank, world_size, port), file))
             for rank, file in enumerate(files)
         ]
-        for process in ranks:
-            process.start()
+        with mock.patch.object(sys, "path", [str(stand_ins), *sys.path] if stand_ins else sys.path):
+            for process in ranks:
+                process.start()
         try:
             for process in ranks:
                 process.join(timeout_seconds)

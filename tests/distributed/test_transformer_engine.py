@@ -5,9 +5,7 @@ own wrappers build on.
 """
 
 import json
-import os
 from pathlib import Path
-from unittest import mock
 
 import pytest
 import torch
@@ -62,10 +60,10 @@ def folder(tmp_path_factory, place) -> Path:
     portable = make_student(run, "qwen3")
     step(portable, run, store, place)
     save(portable, folder / "portable")
-    with mock.patch.dict(os.environ, {"PYTHONPATH": str(STAND_IN)}):
-        for processes in (1, 2):
-            cases = EQUAL[processes] + IN_FP8[processes]
-            run_ranks("tests.distributed.layer_worker:run_cases", processes, folder=str(folder), cases=cases)
+    for processes in (1, 2):
+        cases = EQUAL[processes] + IN_FP8[processes]
+        worker = "tests.distributed.layer_worker:run_cases"
+        run_ranks(worker, processes, stand_ins=STAND_IN, folder=str(folder), cases=cases)
     return folder
 
 
