@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import signal
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -14,6 +13,7 @@ from megatron_offgrpo.errors import OffgrpoError
 from megatron_offgrpo.objective.compose import needs_reference
 from megatron_offgrpo.progress import say
 from recipes.study import ARMS, Arm
+from tools.study.parent import end_with_parent
 from tools.study.runs import Job, do, finished
 from tools.study.settings import SWEEP_SEED, StudySettings
 from tools.study.stores import build_shared, raise_models
@@ -71,18 +71,6 @@ def _start_worker() -> None:
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_parent()
-
-
-def end_with_parent() -> None:
-    """Lets this process, started by `multiprocessing`, end when its parent does, however that is killed."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def wait() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 def _close() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 WORKER = """
 import multiprocessing, os, time
 from concurrent.futures import ProcessPoolExecutor
-from tools.study.runner import end_with_parent
+from tools.study.parent import end_with_parent
 
 if __name__ == "__main__":
     pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=end_with_parent)
