@@ -15,7 +15,7 @@ ARGS ?=
 export OMP_NUM_THREADS ?= 1
 
 .PHONY: study-small study study-ablations install install-slurm install-launch quickstart check format soak nightly install-gpu clean \
-	test test-commands test-processes test-units
+	test test-commands test-evaluation test-processes test-units
 
 install: $(STAMP)
 
@@ -41,15 +41,19 @@ study: $(STAMP)
 study-ablations: $(STAMP)
 	cd $(ROOT) && $(BIN)/python -m tools.study ablations $(ARGS)
 
-# Three processes side by side, since most tests wait for processes of their own; each prints what it found when it is done.
+# Four parts side by side, since most tests wait for processes of their own; each prints what it found when it is done.
 # Slurm's tests come last and alone: its daemons have time limits of their own.
 test: $(STAMP) install-slurm install-launch
-	@echo "all tests, in three parts side by side and one after them: about twenty minutes, the first results come after five"
-	$(MAKE) --jobs=3 --output-sync=target --keep-going --no-print-directory -C $(ROOT) test-commands test-processes test-units
+	@echo "all tests, in four parts side by side and one after them: about fifteen minutes, the first results come after seven"
+	$(MAKE) --jobs=4 --output-sync=target --keep-going --no-print-directory -C $(ROOT) \
+		test-evaluation test-commands test-processes test-units
 	cd $(ROOT) && $(BIN)/python -m pytest tests/system/slurm $(ARGS)
 
 test-commands:
-	$(BIN)/python -m pytest tests/system --ignore tests/system/slurm $(ARGS)
+	$(BIN)/python -m pytest tests/system --ignore tests/system/slurm --ignore-glob '*/test_eval*' $(ARGS)
+
+test-evaluation:
+	$(BIN)/python -m pytest tests/system/test_eval*.py $(ARGS)
 
 test-processes:
 	$(BIN)/python -m pytest tests/distributed tests/parity $(ARGS)

@@ -57,14 +57,14 @@ class Watch:
         """Notes when loading ended, steps logged and the last one's time; returns after a few milliseconds."""
         time.sleep(0.002)
         assert self.process.poll() is None, "the run ended before it could be killed"
-        now, size = time.monotonic(), self._size()
+        now, size = time.monotonic(), self.size()
         if size > self.metrics_size:
             self.logged, self.steps = now, self.steps + 1
         self.metrics_size = size
         if not self.resumed and "resumed from" in self.log.read_text()[self.log_start :]:
             self.resumed = now
 
-    def _size(self) -> int:
+    def size(self) -> int:
         metrics = self.output / "metrics.jsonl"
         return metrics.stat().st_size if metrics.exists() else 0
 
@@ -107,7 +107,7 @@ def train_through_kills(
         done.starts += 1
         if done.total < len(moments):
             watch = Watch(process, output, log, log_start)
-            watch.metrics_size = watch._size()
+            watch.metrics_size = watch.size()
             _kill(watch, moments[done.total], rng, done)
         code = process.wait(timeout=timeout)
         text = log.read_text()
