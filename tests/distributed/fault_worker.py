@@ -63,7 +63,7 @@ def save_with_a_file_size_limit(folder: str, output: str) -> None:
 
 def hang(folder: str, output: str) -> None:
     """A run of one process that sleeps in its second step."""
-    run = with_values(run_in(folder, output), fault={"timeout_seconds": 3.0})
+    run = with_values(run_in(folder, output), fault={"timeout_seconds": 6.0})
     hang_in_step_1()
     loop.train(run, runtime.start(LayoutConfig(), seed=0))
 
@@ -71,7 +71,7 @@ def hang(folder: str, output: str) -> None:
 def hang_on_rank_1(folder: str, output: str) -> None:
     """A run of two processes of which the second one sleeps in its second step; it times out first."""
     place = runtime.start(LayoutConfig(), seed=0)
-    run = with_values(run_in(folder, output), fault={"timeout_seconds": 6.0 - 1.5 * place.rank})
+    run = with_values(run_in(folder, output), fault={"timeout_seconds": 7.5 - 1.5 * place.rank})
     if place.rank == 1:
         hang_in_step_1()
     loop.train(run, place)
