@@ -5,9 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
-from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing.mapping import ShardedBase
 
 from megatron_offgrpo.config import LayoutConfig, RunConfig, with_values
 from megatron_offgrpo.data.store import TrajectoryStore
@@ -17,23 +14,10 @@ from megatron_offgrpo.parallel import runtime
 from megatron_offgrpo.planning.assignment import assign
 from megatron_offgrpo.planning.plan import build_plan
 from megatron_offgrpo.training.batch import Batch, build_batch, members_of
-from megatron_offgrpo.training.checkpoint import load_weights
-from megatron_offgrpo.training.checkpoint_state import sharding
 from megatron_offgrpo.training.step import MakeBatch, _largest_pack, compute_gradients
 from megatron_offgrpo.training.student import Student, build_student
+from tests.distributed.shards import fill, gradient_shards, parameter_shards, write_shards
 from tests.distributed.toy import architecture, toy_run
-
-
-def gradient_state(student: Student) -> dict:
-    """The student's sharded state dict with gradients in the place of weights, so that any layout can load it."""
-    state = {}
-    for number, (model, wrapped) in enumerate(zip(student.models, student.wrapped, strict=True)):
-        gradients = {id(parameter): parameter.main_grad for parameter in wrapped.parameters()}
-        for key, value in model.sharded_state_dict(metadata=sharding()).items():
-            if isinstance(value, ShardedBase) and isinstance(value.data, torch.Tensor) and id(value.data) in gradients:
-                value.data = gradients[id(value.data)]
-                state[f"{number}.{key}"] = value
-    return state
 
 
 def fake_reference(trajectory: int, length: int) -> np.ndarray:
@@ -65,7 +49,7 @@ def gradient(
 ) -> tuple:
     """Student and metrics after the backward pass of step 0; `names` adds the pack with the largest gradient."""
     student = build_student(architecture(kind), run, distributed_optimizer=False)
-    load_weights(student, weights)
+    fill(student, weights)
     numbers, make_batch = packs_of(run, store, place)
     largest = {"largest_pack": _largest_pack(student, numbers, make_batch, run, place)} if names else {}
     stacked, bad = compute_gradients(student, numbers, make_batch, run, place)
@@ -99,7 +83,7 @@ def updated(run: RunConfig, kind: str, store: TrajectoryStore, place: runtime.Pl
     # With a large epsilon an update is smooth in the gradient, else the sign of rounding noise moves a weight.
     run = with_values(run, optimizer={"lr": 1e-2, "eps": 1e-5, "clip_grad": 1e-3})
     student = build_student(architecture(kind), run, distributed_optimizer=place.world_size > 1)
-    load_weights(student, weights)
+    fill(student, weights)
     numbers, make_batch = packs_of(run, store, place)
     for _ in range(2):
         compute_gradients(student, numbers, make_batch, run, place)
@@ -108,45 +92,26 @@ def updated(run: RunConfig, kind: str, store: TrajectoryStore, place: runtime.Pl
     return student
 
 
-def weight_state(student: Student) -> dict:
-    """The weights, so that any layout can load them."""
-    chunks = enumerate(student.models)
-    return {f"{n}.{key}": v for n, model in chunks for key, v in model.sharded_state_dict(metadata=sharding()).items()}
+def write_all(store: str, weights: str, output: str, gradients: list[dict], updates: list[dict]) -> None:
+    """Each case's (name, kind, layout, plan, objective) gradients and metrics, or weights after two updates.
 
-
-def write_weights(store: str, weights: str, output: str, cases: list[dict]) -> None:
-    """Runs each case as `write_gradients` does, with two updates, and writes its weights under output/name."""
-    for case in cases:
+    They lie in output/gradients/name and output/updates/name.
+    """
+    trajectories = TrajectoryStore.open(store)
+    for case in gradients:
         run = run_of(case)
         place = runtime.start(run.layout, seed=0)
-        student = updated(run, case["kind"], TrajectoryStore.open(store), place, Path(weights) / case["kind"])
-        folder = Path(output) / case["name"]
+        names, of_kind = case["name"] in NAMING, Path(weights) / case["kind"]
+        student, metrics, packs = gradient(run, case["kind"], trajectories, place, of_kind, names=names)
+        folder = Path(output) / "gradients" / case["name"]
+        write_shards(gradient_shards(student), folder, place.rank)
         if place.is_writer:
-            folder.mkdir(parents=True)
-        torch.distributed.barrier()
-        dist_checkpointing.save(weight_state(student), str(folder))
+            (folder / "metrics.json").write_text(json.dumps({**metrics, "packs_per_rank": packs}))
         student.close()
-    runtime.stop()
-
-
-def write_gradients(store: str, weights: str, output: str, cases: list[dict]) -> None:
-    """Runs each case (name, kind, layout, plan, objective) and writes its gradients and metrics under output/name."""
-    for case in cases:
+    for case in updates:
         run = run_of(case)
         place = runtime.start(run.layout, seed=0)
-        student, metrics, num_packs = gradient(
-            run,
-            case["kind"],
-            TrajectoryStore.open(store),
-            place,
-            Path(weights) / case["kind"],
-            names=case["name"] in NAMING,
-        )
-        folder = Path(output) / case["name"]
-        if place.is_writer:
-            folder.mkdir(parents=True)
-            (folder / "metrics.json").write_text(json.dumps({**metrics, "packs_per_rank": num_packs}))
-        torch.distributed.barrier()
-        dist_checkpointing.save(gradient_state(student), str(folder))
+        student = updated(run, case["kind"], trajectories, place, Path(weights) / case["kind"])
+        write_shards(parameter_shards(student), Path(output) / "updates" / case["name"], place.rank)
         student.close()
     runtime.stop()

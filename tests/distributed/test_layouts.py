@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from megatron.core import dist_checkpointing
 
 from megatron_offgrpo.config import LayoutConfig
 from megatron_offgrpo.data.store import TrajectoryStore
@@ -17,14 +16,8 @@ from megatron_offgrpo.parallel import runtime
 from megatron_offgrpo.planning.plan import build_plan
 from megatron_offgrpo.training.student import build_student
 from tests.distributed.harness import run_ranks
-from tests.distributed.layout_worker import (
-    NAMING,
-    gradient,
-    gradient_state,
-    run_of,
-    updated,
-    weight_state,
-)
+from tests.distributed.layout_worker import NAMING, gradient, run_of, updated
+from tests.distributed.shards import gradient_shards, overlap, parameter_shards, read_whole, write_shards
 from tests.distributed.toy import architecture, toy_run, write_toy_store
 
 TOLERANCE = 1e-5
@@ -123,19 +116,16 @@ def place():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, place) -> Path:
-    """A store, and one checkpoint of random weights per architecture."""
+    """A store, and random weights of each architecture."""
     folder = tmp_path_factory.mktemp("layouts")
     write_toy_store(folder / "store")
     for kind in KINDS:
         torch.manual_seed(1)
-        model = build_student(architecture(kind), toy_run()).models[0]
-        for parameter in model.parameters():
+        student = build_student(architecture(kind), toy_run())
+        for parameter in student.models[0].parameters():
             # Also biases and norms, which start at 0 and 1; larger weights than usual, so that nothing is near zero.
             torch.nn.init.normal_(parameter, mean=1.0 if parameter.dim() == 1 else 0.0, std=0.1)
-        (folder / "weights" / kind).mkdir(parents=True)
-        dist_checkpointing.save(
-            {f"0.{k}": v for k, v in model.sharded_state_dict().items()}, str(folder / "weights" / kind)
-        )
+        write_shards(parameter_shards(student), folder / "weights" / kind, 0)
     return folder
 
 
@@ -150,8 +140,7 @@ def expected(folder, place):
         run = run_of({"objective": objective, "plan": plan | _SEPARATE})
         student, metrics, packs = gradient(run, kind, store, place, folder / "weights" / kind)
         assert packs > 1
-        gradients = {n: p.main_grad.clone() for n, p in student.models[0].named_parameters()}
-        found[kind, objective] = (student, gradients, metrics)
+        found[kind, objective] = (gradient_shards(student), metrics)
     return found
 
 
@@ -171,12 +160,17 @@ def _cases(parameters: list) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def written(folder) -> Path:
-    output = folder / "gradients"
-    common = {"store": str(folder / "store"), "weights": str(folder / "weights"), "output": str(output)}
-    run_ranks("tests.distributed.layout_worker:write_gradients", 1, cases=_cases(ONE_PROCESS), **common)
-    run_ranks("tests.distributed.layout_worker:write_gradients", 2, cases=_cases(ON_TWO + BF16), **common)
-    run_ranks("tests.distributed.layout_worker:write_gradients", 4, cases=_cases(FOUR_PROCESSES), **common)
-    return output
+    for processes, gradients in ((1, ONE_PROCESS), (2, ON_TWO + BF16), (4, FOUR_PROCESSES)):
+        run_ranks(
+            "tests.distributed.layout_worker:write_all",
+            processes,
+            store=str(folder / "store"),
+            weights=str(folder / "weights"),
+            output=str(folder),
+            gradients=_cases(gradients),
+            updates=_cases(UPDATED.get(processes, [])),
+        )
+    return folder
 
 
 def test_the_cases_share_prompts_unless_they_say_otherwise(folder):
@@ -189,8 +183,8 @@ def test_the_cases_share_prompts_unless_they_say_otherwise(folder):
 
 @pytest.mark.parametrize("case", _cases(ONE_PROCESS + ON_TWO + FOUR_PROCESSES), ids=lambda case: case["name"])
 def test_loss_and_gradients_equal_one_process(case, written, expected):
-    student, gradients, metrics = expected[case["kind"], case["objective"]]
-    got = json.loads((written / case["name"] / "metrics.json").read_text())
+    gradients, metrics = expected[case["kind"], case["objective"]]
+    got = _metrics(written, case["name"])
     if case["name"].endswith("one_pack"):
         assert got["packs_per_rank"] == 1
     if case["name"].endswith("many_packs"):
@@ -200,55 +194,47 @@ def test_loss_and_gradients_equal_one_process(case, written, expected):
             continue  # beta = 0: not counted
         assert got[name] == pytest.approx(metrics[name], rel=1e-5, abs=1e-7), name
     if case["name"] in NAMING:
-        assert got["largest_pack"] == json.loads((written / NAMING[0] / "metrics.json").read_text())["largest_pack"]
-    loaded = dist_checkpointing.load(gradient_state(student), str(written / case["name"]))
-    norm = torch.stack([g.norm() for g in gradients.values()]).norm()
+        assert got["largest_pack"] == _metrics(written, NAMING[0])["largest_pack"]
+    whole = read_whole(written / "gradients" / case["name"])
+    norm = torch.stack([shard.data.norm() for shard in gradients]).norm()
     assert norm > 0
-    for name, gradient_of_one in gradients.items():
-        other = loaded[f"0.{name}"]
-        # Rows beyond the real vocabulary are padding, of which each layout has a different number.
-        difference = (gradient_of_one - other).norm() / max(gradient_of_one.norm(), 1e-6 * norm)
-        assert difference <= TOLERANCE, f"{name}: {difference:.2e}"
+    for shard in gradients:
+        of_one, other = overlap(shard, whole)
+        difference = (of_one - other).norm() / max(of_one.norm(), 1e-6 * norm)
+        assert difference <= TOLERANCE, f"{shard.key} {shard.global_offset}: {difference:.2e}"
 
 
-def _distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> dict[str, float]:
-    return {name: float((one[name] - other[name]).norm()) for name in one}
+def _metrics(written: Path, name: str) -> dict:
+    return json.loads((written / "gradients" / name / "metrics.json").read_text())
 
 
 @pytest.mark.parametrize("case", _cases(BF16), ids=lambda case: case["name"])
 def test_bf16_is_as_near_to_fp32_as_one_process_in_bf16(case, folder, place, written, expected):
-    student, exact, _ = expected[case["kind"], "released"]
+    exact, _ = expected[case["kind"], "released"]
     run = run_of({"model": case["model"]})
     store = TrajectoryStore.open(folder / "store")
-    alone, rounded, _ = gradient(run, case["kind"], store, place, folder / "weights" / case["kind"])
-    of_one = _distance(exact, {n: p.main_grad for n, p in alone.models[0].named_parameters()})
-    loaded = dist_checkpointing.load(gradient_state(student), str(written / case["name"]))
-    of_layout = _distance(exact, {name: loaded[f"0.{name}"] for name in exact})
-    for name in exact:
-        assert 0 < of_layout[name] <= 2 * of_one[name], name
-    got = json.loads((written / case["name"] / "metrics.json").read_text())
-    assert got["loss"] == pytest.approx(rounded["loss"], rel=1e-2)
-
-
-@pytest.fixture(scope="module")
-def written_weights(folder) -> Path:
-    output = folder / "updated"
-    common = {"store": str(folder / "store"), "weights": str(folder / "weights"), "output": str(output)}
-    for processes, cases in UPDATED.items():
-        run_ranks("tests.distributed.layout_worker:write_weights", processes, cases=_cases(cases), **common)
-    return output
+    alone, metrics, _ = gradient(run, case["kind"], store, place, folder / "weights" / case["kind"])
+    bounds = [
+        2 * float((one.data - alike.data).norm()) for one, alike in zip(exact, gradient_shards(alone), strict=True)
+    ]
+    whole = read_whole(written / "gradients" / case["name"])
+    for shard, bound in zip(exact, bounds, strict=True):
+        one, other = overlap(shard, whole)
+        assert 0 < (one - other).norm() <= bound, shard.key
+    assert _metrics(written, case["name"])["loss"] == pytest.approx(metrics["loss"], rel=1e-2)
 
 
 @pytest.mark.parametrize("kind", ["qwen2", "qwen2_tied", "qwen3_moe"])
-def test_the_distributed_optimizer_updates_as_one_process(kind, folder, place, written_weights):
-    store, weights = TrajectoryStore.open(folder / "store"), folder / "weights" / kind
-    student = updated(run_of({}), kind, store, place, weights)
-    before = dist_checkpointing.load(weight_state(build_student(architecture(kind), toy_run())), str(weights))
+def test_the_distributed_optimizer_updates_as_one_process(kind, folder, place, written):
+    weights = folder / "weights" / kind
+    before = read_whole(weights)
+    student = updated(run_of({}), kind, TrajectoryStore.open(folder / "store"), place, weights)
     for case in _cases([case for cases in UPDATED.values() for case in cases]):
         if case["kind"] != kind:
             continue
-        loaded = dist_checkpointing.load(weight_state(student), str(written_weights / case["name"]))
-        for name, weight in student.models[0].named_parameters():
-            moved = (weight.detach() - before[f"0.{name}"]).norm()
+        whole = read_whole(written / "updates" / case["name"])
+        for shard in parameter_shards(student):
+            of_one, of_layout = overlap(shard, whole)
+            moved = (shard.data - overlap(shard, before)[1]).norm()
             assert moved > 0
-            assert (weight.detach() - loaded[f"0.{name}"]).norm() <= 1e-4 * moved, f"{case['name']} {name}"
+            assert (of_one - of_layout).norm() <= 1e-4 * moved, f"{case['name']} {shard.key}"

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from megatron.core import dist_checkpointing
 from safetensors.torch import load_file
 
 from checkpoints_conversion import hf_to_megatron, megatron_to_hf
@@ -24,6 +23,7 @@ from megatron_offgrpo.training.step import train_step
 from megatron_offgrpo.training.student import build_student
 from tests.distributed import format_worker, router_worker
 from tests.distributed.harness import run_ranks
+from tests.distributed.shards import parameter_shards, write_shards
 from tests.distributed.toy import architecture, toy_run, write_hf_model, write_toy_store
 
 LAYOUTS = {"dp2": {}, "ep2": {"ep": 2}, "cp2": {"cp": 2}, "sp2_ep2": {"tp": 2, "sequence_parallel": True, "ep": 2}}
@@ -142,12 +142,11 @@ def test_a_skewed_router_becomes_more_even_and_zero_weight_packs_change_nothing(
 
 def test_the_balancing_loss_is_the_same_in_every_layout(folder, place, tmp_path):
     torch.manual_seed(1)
-    model = build_student(architecture("qwen3_moe"), toy_run()).models[0]
-    for parameter in model.parameters():
+    student = build_student(architecture("qwen3_moe"), toy_run())
+    for parameter in student.models[0].parameters():
         torch.nn.init.normal_(parameter, mean=1.0 if parameter.dim() == 1 else 0.0, std=0.1)
     weights = tmp_path / "weights"
-    weights.mkdir()
-    dist_checkpointing.save({f"0.{k}": v for k, v in model.sharded_state_dict().items()}, str(weights))
+    write_shards(parameter_shards(student), weights, 0)
     balanced, trained = (
         router_worker.router_gradients(router_worker.run_of({}, router), folder / "store", place, weights)
         for router in ("balanced", "trained")

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -31,7 +30,7 @@ from megatron_offgrpo.training.checkpoint import load_weights
 from megatron_offgrpo.training.step import compute_gradients
 from megatron_offgrpo.training.student import Student, build_student
 from recipes.objectives import blog, released
-from tests.distributed.layout_worker import gradient_state
+from tests.distributed.shards import gradient_shards
 from tests.distributed.toy import VOCAB_SIZE, toy_run, write_hf_model, write_toy_store
 
 TOLERANCE = 1e-5
@@ -176,12 +175,7 @@ def project_side(hf: Path, student: Student, store: TrajectoryStore, case: Case,
 
 def hf_gradients(hf: Path, student: Student) -> dict[str, torch.Tensor]:
     """The converter's way back is linear (it orders and splits rows), so it holds for gradients too."""
-    state = gradient_state(student)
-    apply_factories(state)
-    parts: list[ShardedTensor] = []
-    for value in state.values():
-        parts += value if isinstance(value, list) else [value]
-    found = {(part.key, part.global_offset): part.data for part in parts}
+    found = {(shard.key, shard.global_offset): shard.data for shard in gradient_shards(student)}
     layout, gradients = layout_of(hf), {}
     for move in layout.moves:
         data = found.pop((move.region.key, move.region.offsets))
