@@ -15,7 +15,7 @@ ARGS ?=
 export OMP_NUM_THREADS ?= 1
 
 .PHONY: study-small study study-ablations install install-slurm install-launch quickstart check format soak nightly install-gpu clean \
-	test test-commands test-evaluation test-processes test-units
+	test test-commands test-evaluation test-processes test-slurm test-units
 
 install: $(STAMP)
 
@@ -41,20 +41,22 @@ study: $(STAMP)
 study-ablations: $(STAMP)
 	cd $(ROOT) && $(BIN)/python -m tools.study ablations $(ARGS)
 
-# Three parts side by side, since most tests wait for processes of their own, and a fourth after the first of them; each
-# prints what it found when it is done. With all four at once two cores are slower.
-# Slurm's tests come last and alone: its daemons have time limits of their own.
+# Three parts side by side, since most tests wait for processes of their own, then two; each prints what it found when it
+# is done. Slurm's tests, whose daemons have time limits of their own, share two cores with one part at most.
+PARTS = $(MAKE) --output-sync=target --keep-going --no-print-directory -C $(ROOT)
 test: $(STAMP) install-slurm install-launch
-	@echo "all tests, in four parts and one after them: about fifteen minutes, the first results come after seven"
-	$(MAKE) --jobs=3 --output-sync=target --keep-going --no-print-directory -C $(ROOT) \
-		test-commands test-processes test-units test-evaluation
-	cd $(ROOT) && $(BIN)/python -m pytest tests/system/slurm $(ARGS)
+	@echo "all tests, three parts and then two: about twelve minutes, the first results come after six"
+	$(PARTS) --jobs=3 test-commands test-processes test-units
+	$(PARTS) --jobs=2 test-slurm test-evaluation
 
 test-commands:
 	$(BIN)/python -m pytest tests/system --ignore tests/system/slurm --ignore-glob '*/test_eval*' $(ARGS)
 
 test-evaluation:
 	$(BIN)/python -m pytest tests/system/test_eval*.py $(ARGS)
+
+test-slurm:
+	$(BIN)/python -m pytest tests/system/slurm $(ARGS)
 
 test-processes:
 	$(BIN)/python -m pytest tests/distributed tests/parity $(ARGS)
