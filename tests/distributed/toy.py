@@ -1,17 +1,20 @@
-"""A toy store, architectures and run for tests over several processes."""
+"""A toy store, architectures and run for tests over several processes.
+
+Every process of a command imports the module of its recipe: what takes long to import is imported where it is used.
+"""
+
+from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from checkpoints_conversion import hf_to_megatron
 from megatron_offgrpo.config import LayoutConfig, ModelConfig, OptimizerConfig, PathsConfig, PlanConfig, RunConfig
-from megatron_offgrpo.data.store import StoreRow, TrajectoryStore, write_store
 from megatron_offgrpo.model.hf_config import Architecture, architecture_of
-from megatron_offgrpo.planning.plan import build_plan
-from megatron_offgrpo.planning.plan_files import save_plan
 from recipes.objectives import released
+
+if TYPE_CHECKING:
+    from megatron_offgrpo.data.store import TrajectoryStore
 
 VOCAB_SIZE = 301
 """Odd, so that every layout pads it differently."""
@@ -46,6 +49,10 @@ def write_toy_store(path: Path, num_groups: int = 8, seed: int = 0, num_validati
 
     The last `num_validation` groups are set apart for validation.
     """
+    import numpy as np
+
+    from megatron_offgrpo.data.store import StoreRow, write_store
+
     rng = np.random.default_rng(seed)
     rows = []
     for group in range(num_groups):
@@ -103,6 +110,10 @@ def write_hf_model(path: Path, kind: str = "qwen2", seed: int = 0) -> None:
 
 def write_inputs(run: RunConfig, folder: Path, store: TrajectoryStore) -> None:
     """What `in_folder` names beside the store: model, checkpoint and plan."""
+    from checkpoints_conversion import hf_to_megatron
+    from megatron_offgrpo.planning.plan import build_plan
+    from megatron_offgrpo.planning.plan_files import save_plan
+
     write_hf_model(folder / "hf")
     hf_to_megatron(folder / "hf", folder / "megatron")
     save_plan(build_plan(store, run.plan, run.objective), run.paths.plan)
@@ -124,3 +135,8 @@ def in_folder(run: RunConfig, folder: Path) -> RunConfig:
 def recipe() -> RunConfig:
     """The toy run for the command line; paths come from --set."""
     return toy_run()
+
+
+def gsm8k_recipe() -> RunConfig:
+    """Three steps on a dozen groups of real solutions."""
+    return toy_run(groups_per_step=5, max_pack_tokens=8192, pack_multiple=64)

@@ -17,11 +17,6 @@ DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "traject
 pytestmark = pytest.mark.skipif(not DATA.exists(), reason="the real trajectories (shared/data) are not on this machine")
 
 
-def gsm8k_recipe():
-    """Three steps."""
-    return toy_run(groups_per_step=5, max_pack_tokens=8192, pack_multiple=64)
-
-
 NUM_GROUPS = 12
 """Of the file's 880, so that the test takes half a minute; tests/system/test_prepare.py reads all of it."""
 
@@ -58,7 +53,7 @@ def test_gsm8k_solutions_train_at_tp_2(tmp_path):
     values = [f"paths.{name}={value}" for name, value in paths.items()]
     values += ["layout.tp=2", "layout.sequence_parallel=true", "layout.processes=2", "model.precision=bf16"]
     sets = [argument for value in values for argument in ("--set", value)]
-    recipe = "tests.system.test_real_data:gsm8k_recipe"
+    recipe = "tests.distributed.toy:gsm8k_recipe"
 
     store, hf = tmp_path / "store", tmp_path / "hf"
     file, composition = first_groups(tmp_path)
