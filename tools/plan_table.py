@@ -91,7 +91,8 @@ def _model_row(
 ) -> list[str]:
     """Only the first three columns where nothing fits."""
     shape = shape_of(find_architecture(model)[0])
-    found = proposals(shape, run, hardware, pack_costs=typical_pack_flops(plan, shape))
+    costs, keys_per_token = typical_pack_flops(plan, shape), plan.keys_per_token()
+    found = proposals(shape, run, hardware, pack_costs=costs, keys_per_token=keys_per_token)
     if not found or found[0].num_gpus != hardware.num_gpus:
         return [model, str(hardware.num_gpus), "does not fit", *[""] * (len(MODEL_HEADER) - 3)]
     settled = with_values(

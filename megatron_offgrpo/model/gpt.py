@@ -16,16 +16,16 @@ from megatron.core.transformer.transformer_block import get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from megatron_offgrpo.config import FP8_MULTIPLE, LayoutConfig, ModelConfig
+from megatron_offgrpo.config import LayoutConfig, ModelConfig
 from megatron_offgrpo.errors import ConfigError
 from megatron_offgrpo.model.hf_config import Architecture, rope_inverse_frequencies
 from megatron_offgrpo.model.layers import block_of, require_layer
 from megatron_offgrpo.model.packing import ModelInput
 from megatron_offgrpo.model.router import BalancedRouter
+from megatron_offgrpo.model.shape import shape_of
 from megatron_offgrpo.parallel.logprob import chunk_rows_for, vocab_parallel_logprob
-
-PADDED_VOCAB_MULTIPLE = 128
-"""Megatron-LM's make_vocab_size_divisible_by."""
+from megatron_offgrpo.planning.divides import check_divides
+from megatron_offgrpo.planning.shape import VOCAB_MULTIPLE
 
 
 class PackedGPTModel(GPTModel):
@@ -100,7 +100,7 @@ class PackedGPTModel(GPTModel):
 
 def padded_vocab_size(vocab_size: int, tp: int) -> int:
     """Rows of the embedding under tensor parallelism: the next multiple of 128 tp, as in Megatron-LM."""
-    multiple = PADDED_VOCAB_MULTIPLE * tp
+    multiple = VOCAB_MULTIPLE * tp
     return math.ceil(vocab_size / multiple) * multiple
 
 
@@ -111,10 +111,8 @@ def transformer_config(architecture: Architecture, layout: LayoutConfig, model: 
         ConfigError: the architecture does not divide over the layout, or has no router to freeze or balance, or fp8
             cannot multiply its matrices.
     """
-    _check_divides(architecture, layout)
+    check_divides(shape_of(architecture), layout, model)
     _check_router(architecture, model)
-    if model.precision == "fp8":
-        _check_fp8(architecture, layout)
     dtype = torch.bfloat16 if model.weight_precision == "bf16" else torch.float32
     experts = architecture.experts
     mixture: dict[str, Any] = {}
@@ -206,49 +204,6 @@ def build_model(architecture: Architecture, layout: LayoutConfig, model: ModelCo
                 router.requires_grad_(False)
         chunks.append(chunk if portable.needed() else chunk.cuda())
     return chunks
-
-
-def _check_divides(architecture: Architecture, layout: LayoutConfig) -> None:
-    for field, size, by, value in (
-        ("layout.tp", "attention heads", layout.tp, architecture.num_heads),
-        ("layout.tp", "key-value heads", layout.tp, architecture.num_kv_heads),
-        ("layout.tp", "feed-forward width", layout.tp, architecture.ffn_hidden_size),
-        ("layout.pp", "layers", layout.pp * layout.vpp, architecture.num_layers),
-    ):
-        if value % by:
-            raise ConfigError(
-                f"does not divide the model's {size}", where=field, expected=f"a divisor of {value}", got=by
-            )
-    if layout.ep > 1 and (architecture.experts is None or architecture.experts.count % layout.ep):
-        count = architecture.experts.count if architecture.experts else 0
-        raise ConfigError(
-            "does not divide the model's experts",
-            where="layout.ep",
-            expected=f"a divisor of {count} experts",
-            got=layout.ep,
-        )
-
-
-def _check_fp8(architecture: Architecture, layout: LayoutConfig) -> None:
-    query, experts = architecture.num_heads * architecture.head_dim, architecture.experts
-    width, tp = architecture.ffn_hidden_size, layout.tp
-    if experts is not None:
-        width, tp = experts.ffn_hidden_size, 1 if layout.ep > 1 else layout.tp
-    sizes = {
-        "the hidden size": architecture.hidden_size,
-        "queries / tp": query // layout.tp,
-        "queries, keys and values / tp": (query + 2 * architecture.num_kv_heads * architecture.head_dim) // layout.tp,
-        "the feed-forward width / tp": width // tp,
-    }
-    for name, size in sizes.items():
-        if size % FP8_MULTIPLE:
-            raise ConfigError(
-                f"{name} cannot be multiplied in fp8",
-                where="model.precision",
-                expected=f"a multiple of {FP8_MULTIPLE}",
-                got=size,
-                remedy="a smaller layout.tp, or --set model.precision=bf16",
-            )
 
 
 def _check_router(architecture: Architecture, model: ModelConfig) -> None:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from megatron_offgrpo.config import LayoutConfig, RunConfig, with_values
 from megatron_offgrpo.errors import ConfigError
 from megatron_offgrpo.planning.assignment import assign, imbalance
+from megatron_offgrpo.planning.divides import check_divides
 from megatron_offgrpo.planning.hardware import GPUS_PER_NODE, Hardware
 from megatron_offgrpo.planning.memory import Memory, memory_per_rank
 from megatron_offgrpo.planning.shape import ModelShape
@@ -47,26 +48,9 @@ class Proposal:
         return " ".join(f"--set {value}" for value in values)
 
 
-def check_divides(shape: ModelShape, layout: LayoutConfig) -> None:
-    """Refuses a layout over which the model's sizes do not divide.
-
-    Raises:
-        ConfigError: naming the field.
-    """
-    for field, size, by, value in (
-        ("layout.tp", "attention heads", layout.tp, shape.num_attention_heads),
-        ("layout.tp", "key-value heads", layout.tp, shape.num_query_groups),
-        ("layout.tp", "feed-forward width", layout.tp, shape.ffn_hidden_size),
-        ("layout.pp", "layers", layout.pp * layout.vpp, shape.num_layers),
-        ("layout.ep", "experts", layout.ep, shape.num_experts),
-    ):
-        if by > 1 and (value % by or not value):
-            raise ConfigError(
-                f"does not divide the model's {size}", where=field, expected=f"a divisor of {value}", got=by
-            )
-
-
-def propose(shape: ModelShape, run: RunConfig, hardware: Hardware, *, pack_costs: npt.ArrayLike) -> Proposal | None:
+def propose(
+    shape: ModelShape, run: RunConfig, hardware: Hardware, *, pack_costs: npt.ArrayLike, keys_per_token: float = 1.0
+) -> Proposal | None:
     """The layout that fits and is likely the fastest; None where none fits.
 
     Time is taken as proportional to (1 + recompute) (1 + bubble) (dearest data-parallel rank / mean) communication
@@ -74,6 +58,7 @@ def propose(shape: ModelShape, run: RunConfig, hardware: Hardware, *, pack_costs
 
     Args:
         pack_costs: float [n], FLOPs of the packs of a typical step, or one number for each where they are not known.
+        keys_per_token: as for `memory_per_rank`.
     """
 
     @functools.cache
@@ -93,6 +78,7 @@ def propose(shape: ModelShape, run: RunConfig, hardware: Hardware, *, pack_costs
                 model,
                 num_gpus=hardware.num_gpus,
                 max_pack_tokens=run.plan.max_pack_tokens,
+                keys_per_token=keys_per_token,
                 offload=offload,
             )
             if memory.total > hardware.usable_bytes:
@@ -106,29 +92,33 @@ def propose(shape: ModelShape, run: RunConfig, hardware: Hardware, *, pack_costs
 
 
 def propose_more(
-    shape: ModelShape, run: RunConfig, hardware: Hardware, *, pack_costs: npt.ArrayLike
+    shape: ModelShape, run: RunConfig, hardware: Hardware, *, pack_costs: npt.ArrayLike, keys_per_token: float = 1.0
 ) -> Proposal | None:
     """A layout on twice as many GPUs, or four times, and so on, where this number is too small."""
     num_gpus = hardware.num_gpus * 2
     while num_gpus <= MOST_GPUS:
-        found = propose(shape, run, replace(hardware, num_gpus=num_gpus), pack_costs=pack_costs)
+        more = replace(hardware, num_gpus=num_gpus)
+        found = propose(shape, run, more, pack_costs=pack_costs, keys_per_token=keys_per_token)
         if found:
             return found
         num_gpus *= 2
     return None
 
 
-def proposals(shape: ModelShape, run: RunConfig, hardware: Hardware, *, pack_costs: npt.ArrayLike) -> list[Proposal]:
+def proposals(
+    shape: ModelShape, run: RunConfig, hardware: Hardware, *, pack_costs: npt.ArrayLike, keys_per_token: float = 1.0
+) -> list[Proposal]:
     """The layout that fits into this hardware, else two others as far as they exist: here with the optimizer in the
     hosts' memory, and on more GPUs.
     """
-    here = propose(shape, run, hardware, pack_costs=pack_costs)
+    find = functools.partial(propose, shape, pack_costs=pack_costs, keys_per_token=keys_per_token)
+    here = find(run, hardware)
     if here is not None:
         return [here]
-    others = [propose_more(shape, run, hardware, pack_costs=pack_costs)]
+    others = [propose_more(shape, run, hardware, pack_costs=pack_costs, keys_per_token=keys_per_token)]
     if run.model.weight_precision == "bf16":
         offloads = with_values(run, optimizer={"cpu_offload": True})
-        others.insert(0, propose(shape, offloads, hardware, pack_costs=pack_costs))
+        others.insert(0, find(offloads, hardware))
     return [other for other in others if other is not None]
 
 
@@ -141,7 +131,7 @@ def _layouts(shape: ModelShape, run: RunConfig, num_gpus: int) -> Iterator[Layou
                 for ep in _divisors(shape.num_experts) if shape.num_experts else [1]:
                     layout = LayoutConfig(tp=tp, pp=pp, cp=cp, ep=ep, sequence_parallel=tp > 1, processes=num_gpus)
                     try:
-                        check_divides(shape, layout)
+                        check_divides(shape, layout, run.model)
                         replace(run, layout=layout).check_layout(num_gpus)
                     except ConfigError:
                         continue

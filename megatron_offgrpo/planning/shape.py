@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 VOCAB_MULTIPLE = 128
-"""Under tensor parallelism the vocabulary is padded to a multiple of this times tp."""
+"""The vocabulary is padded to a multiple of this times tp: Megatron-LM's make_vocab_size_divisible_by."""
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,11 @@ from megatron_offgrpo.config import RunConfig
 from megatron_offgrpo.errors import ConfigError
 from megatron_offgrpo.model.published import find_architecture
 from megatron_offgrpo.model.shape import shape_of
+from megatron_offgrpo.planning.divides import check_divides
 from megatron_offgrpo.planning.estimate import ENOUGH_PACKS, balance, packs_lower_bound, run_cost, typical_pack_flops
 from megatron_offgrpo.planning.flops import pack_flops
 from megatron_offgrpo.planning.hardware import Hardware
-from megatron_offgrpo.planning.layouts import Proposal, check_divides, proposals
+from megatron_offgrpo.planning.layouts import Proposal, proposals
 from megatron_offgrpo.planning.memory import GIB, memory_per_rank
 from megatron_offgrpo.planning.plan import Plan
 from megatron_offgrpo.planning.shape import ModelShape
@@ -61,7 +62,7 @@ def plan_facts(plan: Plan | None, run: RunConfig, machine: Machine) -> Facts:
     architecture, source = find_architecture(run.paths.hf_model)
     shape = shape_of(architecture)
     run.check_layout(machine.num_gpus)
-    check_divides(shape, run.layout)
+    check_divides(shape, run.layout, run.model)
     layout = {**asdict(run.layout), "gpus": machine.num_gpus}
     layout["dp"] = run.layout.data_parallel_size(machine.num_gpus)
     facts: Facts = {
@@ -137,13 +138,14 @@ def _work(plan: Plan, run: RunConfig, machine: Machine, shape: ModelShape) -> Fa
 
 def _memory(run: RunConfig, machine: Machine, shape: ModelShape, plan: Plan | None) -> Facts:
     longest = run.plan.max_pack_tokens if plan is None else int(plan.pack_padded.max())
+    keys_per_token = 1.0 if plan is None else plan.keys_per_token()
     memory = memory_per_rank(
         shape,
         run.layout,
         run.model,
         num_gpus=machine.num_gpus,
         max_pack_tokens=longest,
-        keys_per_token=1.0 if plan is None else plan.keys_per_token(),
+        keys_per_token=keys_per_token,
         offload=run.optimizer.cpu_offload,
     )
     found: Facts = {**asdict(memory), "total": memory.total, "pack_tokens": longest}
@@ -155,7 +157,8 @@ def _memory(run: RunConfig, machine: Machine, shape: ModelShape, plan: Plan | No
     if not fits:
         longest_run = replace(run, plan=replace(run.plan, max_pack_tokens=longest))
         costs = np.ones(8 * machine.num_gpus) if plan is None else typical_pack_flops(plan, shape)
-        found["proposals"] = [_proposal(other) for other in proposals(shape, longest_run, hardware, pack_costs=costs)]
+        others = proposals(shape, longest_run, hardware, pack_costs=costs, keys_per_token=keys_per_token)
+        found["proposals"] = [_proposal(other) for other in others]
     return found
 
 

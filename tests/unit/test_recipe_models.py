@@ -11,8 +11,8 @@ from megatron_offgrpo.model.gpt import transformer_config
 from megatron_offgrpo.model.published import PUBLISHED, find_architecture
 from megatron_offgrpo.model.shape import shape_of
 from megatron_offgrpo.parallel import portable
+from megatron_offgrpo.planning.divides import check_divides
 from megatron_offgrpo.planning.hardware import Hardware
-from megatron_offgrpo.planning.layouts import check_divides
 from megatron_offgrpo.planning.memory import memory_per_rank, parameters_of_stage
 from megatron_offgrpo.recipe import load_recipe
 from tests.distributed.harness import run_ranks
@@ -75,7 +75,7 @@ def test_a_recipe_fits_the_model_and_the_hardware_it_names(name):
     assert run.layout.processes == hardware.num_gpus
     run.check_layout(hardware.num_gpus)
     architecture = find_architecture(run.paths.hf_model)[0]
-    check_divides(shape_of(architecture), run.layout)
+    check_divides(shape_of(architecture), run.layout, run.model)
     config = transformer_config(architecture, run.layout, run.model)
     assert config.num_layers % (config.pipeline_model_parallel_size * run.layout.vpp) == 0
     memory = memory_per_rank(

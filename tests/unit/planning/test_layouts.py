@@ -1,21 +1,22 @@
 """Layouts that divide and fit; hardware by name; groups that are only assumed."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from megatron_offgrpo.config import LayoutConfig, RunConfig
+from megatron_offgrpo.config import LayoutConfig, RunConfig, with_values
 from megatron_offgrpo.errors import ConfigError
-from megatron_offgrpo.model.gpt import PADDED_VOCAB_MULTIPLE, transformer_config
-from megatron_offgrpo.model.published import PUBLISHED, find_architecture
+from megatron_offgrpo.model.gpt import padded_vocab_size, transformer_config
+from megatron_offgrpo.model.published import find_architecture
 from megatron_offgrpo.model.shape import shape_of
 from megatron_offgrpo.parallel import portable
 from megatron_offgrpo.planning.assumed import AssumedGroups
+from megatron_offgrpo.planning.divides import check_divides
 from megatron_offgrpo.planning.hardware import Hardware
-from megatron_offgrpo.planning.layouts import Proposal, check_divides, proposals, propose
+from megatron_offgrpo.planning.layouts import Proposal, proposals, propose
 from megatron_offgrpo.planning.memory import GIB
-from megatron_offgrpo.planning.shape import VOCAB_MULTIPLE
 from megatron_offgrpo.recipe import apply_override, load_recipe
 
 QWEN3_30B = shape_of(find_architecture("Qwen3-30B-A3B")[0])
@@ -23,32 +24,32 @@ OPENTHINKER3 = shape_of(find_architecture("OpenThinker3-7B")[0])
 
 
 def test_the_vocabulary_is_padded_as_the_model_pads_it():
-    assert VOCAB_MULTIPLE == PADDED_VOCAB_MULTIPLE
-    assert OPENTHINKER3.embedding_rows(tp=8) * 8 == 152_576
+    assert OPENTHINKER3.embedding_rows(tp=8) * 8 == padded_vocab_size(OPENTHINKER3.vocab_size, 8) == 152_576
 
 
-LAYOUTS = [
-    *(LayoutConfig(tp=n) for n in (2, 4, 8)),
-    *(LayoutConfig(pp=3), LayoutConfig(pp=2, vpp=3), LayoutConfig(ep=16), LayoutConfig(ep=3)),
-]
-
-
-@pytest.mark.parametrize("name", sorted(PUBLISHED))
-def test_refusals_are_those_of_the_model(name):
+@pytest.mark.parametrize(
+    ("name", "layout", "field"),
+    [
+        # 28 heads, 4 of keys and values, 28 layers.
+        ("OpenThinker3-7B", {"tp": 4}, None),
+        ("OpenThinker3-7B", {"tp": 8}, "layout.tp"),
+        ("OpenThinker3-7B", {"pp": 2, "vpp": 7}, None),
+        ("OpenThinker3-7B", {"pp": 2, "vpp": 3}, "layout.pp"),
+        ("OpenThinker3-7B", {"ep": 2}, "layout.ep"),
+        # 32 heads, 4 of keys and values, 48 layers, 128 experts of width 768.
+        ("Qwen3-30B-A3B", {"tp": 8}, "layout.tp"),
+        ("Qwen3-30B-A3B", {"pp": 3, "ep": 16}, None),
+        ("Qwen3-30B-A3B", {"ep": 3}, "layout.ep"),
+    ],
+)
+def test_sizes_that_do_not_divide_are_refused(name, layout, field):
     portable.install()
     architecture, model = find_architecture(name)[0], load_recipe("openthinker3_7b").model
-    by_plan = [_refuses(check_divides, shape_of(architecture), layout) for layout in LAYOUTS]
-    assert by_plan == [_refuses(transformer_config, architecture, layout, model) for layout in LAYOUTS]
-    assert True in by_plan
-    assert False in by_plan
-
-
-def _refuses(function, *arguments) -> bool:
-    try:
-        function(*arguments)
-    except ConfigError:
-        return True
-    return False
+    if field is None:
+        assert transformer_config(architecture, LayoutConfig(**layout), model).num_layers == architecture.num_layers
+        return
+    with pytest.raises(ConfigError, match=rf"{re.escape(field)}: does not divide"):
+        transformer_config(architecture, LayoutConfig(**layout), model)
 
 
 @pytest.mark.parametrize("num_gpus", [8, 64])
@@ -60,7 +61,7 @@ def test_a_proposal_divides_fits_and_can_be_set(num_gpus):
     assert (run.layout, run.model.recompute) == (found.layout, found.recompute)
     assert (found.offload, run.optimizer.cpu_offload) == (False, False)
     run.check_layout(num_gpus)
-    check_divides(OPENTHINKER3, run.layout)
+    check_divides(OPENTHINKER3, run.layout, run.model)
 
 
 def with_settings(run: RunConfig, found: Proposal) -> RunConfig:
@@ -88,6 +89,28 @@ def test_what_does_not_fit_is_proposed_with_the_optimizer_on_the_hosts_and_on_mo
     precise = replace(run, model=replace(run.model, precision="fp32"))
     (only_more,) = proposals(shape, precise, Hardware.parse("16x80GB"), pack_costs=np.ones(90))
     assert not only_more.offload
+
+
+def test_a_proposal_takes_only_what_fp8_multiplies():
+    # A width that 16 divides and 32 does not.
+    shape, run, hardware = (
+        replace(OPENTHINKER3, ffn_hidden_size=18960),
+        load_recipe("openthinker3_7b_64x80gb"),
+        "16xA100-40GB",
+    )
+    in_fp8 = with_values(run, model={"precision": "fp8", "layer": "transformer_engine"}, plan={"pack_multiple": 512})
+    hardware = Hardware.parse("16xA100-40GB")
+    found = [propose(shape, of, hardware, pack_costs=np.ones(640)) for of in (run, in_fp8)]
+    assert [proposal.layout.tp for proposal in found] == [4, 1]
+
+
+def test_a_proposal_has_room_for_the_keys_of_shared_prompts():
+    run, hardware = load_recipe("openthinker3_7b_64x80gb"), Hardware.parse("64xH200")
+    few, many = (
+        propose(OPENTHINKER3, run, hardware, pack_costs=np.ones(90), keys_per_token=keys) for keys in (1.0, 4.0)
+    )
+    assert few.layout == many.layout
+    assert few.memory.total < many.memory.total <= hardware.usable_bytes
 
 
 def test_fewer_packs_than_data_parallel_ranks_cost_time():
