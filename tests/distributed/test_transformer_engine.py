@@ -38,11 +38,17 @@ EQUAL = {
         _case("qwen2", "sp2", _SP2, {}, ENGINE),
         _case("qwen3", "cp2", {"cp": 2}, {}, ENGINE),
         _case("qwen3_moe", "ep2", {"ep": 2}, {}, ENGINE),
+        _case("qwen2", "pp2", {"pp": 2}, {}, ENGINE),
     ],
 }
 IN_FP8 = {
     1: [_case(kind, "fp8", {}, BF16, FP8, {**FP8, "recompute": "full"}) for kind in ("qwen2", "qwen3_moe")],
-    2: [_case("qwen3", "fp8_sp2", _SP2, BF16, FP8)],
+    2: [
+        _case("qwen3", "fp8_sp2", _SP2, BF16, FP8),
+        _case("qwen2", "fp8_cp2", {"cp": 2}, BF16, FP8),
+        _case("qwen2", "fp8_pp2", {"pp": 2}, BF16, FP8),
+        _case("qwen3_moe", "fp8_ep2", {"ep": 2}, BF16, FP8),
+    ],
 }
 
 
