@@ -147,9 +147,7 @@ def start(experiment: Any, settings: LaunchSettings, *, detach: bool, poll_secon
     try:
         experiment.run(detach=is_slurm)
     except UnexpectedExit as refused:
-        for job in experiment.jobs:
-            if job.launched:
-                experiment.cancel(job.id)
+        cancel(experiment, [job.handle.rpartition("/")[2] for job in experiment.jobs if job.launched])
         raise OffgrpoError(
             "a command of Slurm failed; what was submitted has been cancelled",
             where=refused.result.command,
@@ -158,6 +156,28 @@ def start(experiment: Any, settings: LaunchSettings, *, detach: bool, poll_secon
         ) from None
     if is_slurm and not detach:
         follow(experiment, poll_seconds)
+
+
+def cancel(experiment: Any, jobs: Sequence[str]) -> None:
+    """Cancels jobs by Slurm's ids.
+
+    NeMo-Run does nothing for a job of which the accounting has not heard yet, and swallows what scancel says.
+
+    Raises:
+        OffgrpoError: scancel refused.
+    """
+    if not jobs:
+        return
+    tunnel = experiment.jobs[0].executor.tunnel
+    tunnel.connect()
+    done = tunnel.run(f"scancel --quiet {' '.join(jobs)}", hide=True, warn=True)
+    if done.exited:
+        raise OffgrpoError(
+            "the jobs may still be there",
+            where="scancel",
+            got=" ".join(done.stderr.split()),
+            remedy=f"scancel {' '.join(jobs)}",
+        )
 
 
 def follow(experiment: Any, poll_seconds: float) -> None:

@@ -87,6 +87,19 @@ def test_slurm_success_detached_and_cancelled(on_slurm, chain, cluster):
     assert [cluster.job(job)["JobState"] for job in jobs] == ["CANCELLED", "CANCELLED"]
 
 
+def test_jobs_of_which_the_accounting_has_not_heard_are_cancelled(on_slurm, cluster):
+    output = on_slurm.launch("slurm", "--steps", "plan,train", "--detach", "--sbatch", "begin=now+1hour")
+    jobs = re.findall(r"^(?:plan|train) +(\d+)", output, re.MULTILINE)
+    assert len(jobs) == 2
+    silent = on_slurm.folder / "bin" / "sacct"
+    silent.parent.mkdir()
+    silent.write_text("#!/bin/sh\n")
+    silent.chmod(0o755)
+    on_slurm.environment["PATH"] = f"{silent.parent}:{on_slurm.environment['PATH']}"
+    assert on_slurm("jobs", "cancel", on_slurm.experiment()).startswith("cancelled: plan, train")
+    assert [cluster.job(job)["JobState"] for job in jobs] == ["CANCELLED", "CANCELLED"]
+
+
 def test_what_slurm_refuses_is_one_line(on_slurm):
     """No chain is needed: the second job is refused, the first is cancelled."""
     on_slurm.launch("slurm", "--steps", "plan,train", "--partition", "none", expect=1)
