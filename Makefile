@@ -45,7 +45,7 @@ study-ablations: $(STAMP)
 # is done. Slurm's tests, whose daemons have time limits of their own, share two cores with one part at most.
 PARTS = $(MAKE) --output-sync=target --keep-going --no-print-directory -C $(ROOT)
 test: $(STAMP) install-slurm install-launch
-	@echo "all tests, three parts and then two: about twelve minutes, the first results come after six"
+	@echo "all tests, three parts and then two: about fourteen minutes, the first results come after seven"
 	$(PARTS) --jobs=3 test-commands test-processes test-units
 	$(PARTS) --jobs=2 test-slurm test-evaluation
 
