@@ -43,11 +43,11 @@ study-ablations: $(STAMP)
 
 # Three parts side by side, since most tests wait for processes of their own, then two; each prints what it found when it
 # is done. Slurm's tests, whose daemons have time limits of their own, share two cores with one part at most.
-PARTS = $(MAKE) --output-sync=target --keep-going --no-print-directory -C $(ROOT)
+PARTS = --output-sync=target --keep-going --no-print-directory -C $(ROOT)
 test: $(STAMP) install-slurm install-launch
 	@echo "all tests, three parts and then two: about fourteen minutes, the first results come after seven"
-	$(PARTS) --jobs=3 test-commands test-processes test-units
-	$(PARTS) --jobs=2 test-slurm test-evaluation
+	status=0; $(MAKE) --jobs=3 $(PARTS) test-commands test-processes test-units || status=1; \
+		$(MAKE) --jobs=2 $(PARTS) test-slurm test-evaluation || status=1; exit $$status
 
 test-commands:
 	$(BIN)/python -m pytest tests/system --ignore tests/system/slurm --ignore-glob '*/test_eval*' $(ARGS)

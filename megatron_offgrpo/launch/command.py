@@ -118,6 +118,6 @@ def manage(action: str, experiment_id: str, task: str | None, workdir: str) -> t
         for state in chosen:
             lines += [f"== {state.name} {state.state}", *experiment.last_lines(opened, state, workdir)]
         return lines, 0
-    alive = [state for state in chosen if state.state not in experiment.ENDED]
+    alive = [state for state in chosen if state.state not in experiment.ENDED and state.job]
     experiment.cancel(opened, [state.job for state in alive])
     return [f"cancelled: {', '.join(state.name for state in alive) or 'nothing'}"], 0

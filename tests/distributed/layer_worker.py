@@ -63,6 +63,10 @@ def fill(student: Student) -> None:
 
 def make_student(run: RunConfig, kind: str, *, distributed_optimizer: bool = True) -> Student:
     student = build_student(architecture(kind), run, distributed_optimizer=distributed_optimizer)
+    # The first stage of a dense pipeline has no norm that is not fused into a projection.
+    norms = [m for name, m in student.models[0].named_modules() if name.endswith("layernorm") and list(m.parameters())]
+    expected = "megatron_offgrpo" if run.model.layer == "portable" else "transformer_engine"
+    assert {type(norm).__module__.partition(".")[0] for norm in norms} <= {expected}
     projections = {type(m).__name__ for name, m in student.models[0].named_modules() if name.endswith(".linear_qkv")}
     expected = "ColumnParallelLinear" if run.model.layer == "portable" else "TELayerNormColumnParallelLinear"
     assert projections == {expected}

@@ -12,6 +12,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedBase, ShardedTensor,
 
 from megatron_offgrpo.training.checkpoint_state import sharding
 from megatron_offgrpo.training.student import Student
+from tests.distributed.toy import VOCAB_SIZE
 
 
 def parameter_shards(student: Student) -> list[ShardedTensor]:
@@ -29,6 +30,7 @@ def _shards(student: Student, values: dict[int, torch.Tensor]) -> list[ShardedTe
     for model in student.models:
         state = model.sharded_state_dict(metadata=sharding())
         parameters = [v for v in state.values() if isinstance(v, ShardedBase) and id(v.data) in values]
+        assert {id(v.data) for v in parameters} == {id(p) for p in model.parameters()}, "every parameter is looked at"
         for value in parameters:
             value.data = values[id(value.data)]
         parts = dict(enumerate(parameters))
@@ -50,6 +52,7 @@ def read_whole(folder: Path) -> dict[str, torch.Tensor]:
         for key, shape, where, data in torch.load(file, weights_only=False):
             if key not in whole:
                 whole[key] = torch.full(shape, torch.nan)
+            assert data.isfinite().all(), f"{key} in {file.name}"
             known = whole[key][where]
             assert known.isnan().all() or torch.equal(known, data), f"{key}: {file.name} holds another copy"
             known.copy_(data)
@@ -59,6 +62,8 @@ def read_whole(folder: Path) -> dict[str, torch.Tensor]:
 def overlap(shard: ShardedTensor, whole: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """A shard and its place in whole tensors of another layout, which may pad the vocabulary by fewer or more rows."""
     other = whole[shard.key][shard.global_slice()]
+    assert shard.allow_shape_mismatch or other.shape == shard.data.shape, shard.key
+    assert whole[shard.key].shape[0] >= VOCAB_SIZE or not shard.allow_shape_mismatch, shard.key
     common = tuple(slice(min(sizes)) for sizes in zip(shard.data.shape, other.shape, strict=True))
     return shard.data[common], other[common]
 

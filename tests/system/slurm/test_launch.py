@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -36,6 +37,13 @@ class Launcher:
 
     def launch(self, executor: str, *arguments: object, expect: int = 0) -> str:
         return self("launch", RECIPE, "--executor", executor, "--python", sys.executable, *arguments, expect=expect)
+
+    def replace_program(self, name: str, script: str) -> None:
+        program = self.folder / "bin" / name
+        program.parent.mkdir()
+        program.write_text(f"#!/bin/sh\n{script}\n")
+        program.chmod(0o755)
+        self.environment["PATH"] = f"{program.parent}:{self.environment['PATH']}"
 
     def experiment(self) -> str:
         return re.search(r"launch: experiment (\S+)", self.errors).group(1)
@@ -91,17 +99,23 @@ def test_jobs_of_which_the_accounting_has_not_heard_are_cancelled(on_slurm, clus
     output = on_slurm.launch("slurm", "--steps", "plan,train", "--detach", "--sbatch", "begin=now+1hour")
     jobs = re.findall(r"^(?:plan|train) +(\d+)", output, re.MULTILINE)
     assert len(jobs) == 2
-    silent = on_slurm.folder / "bin" / "sacct"
-    silent.parent.mkdir()
-    silent.write_text("#!/bin/sh\n")
-    silent.chmod(0o755)
-    on_slurm.environment["PATH"] = f"{silent.parent}:{on_slurm.environment['PATH']}"
+    on_slurm.replace_program("sacct", "exit 0")
     assert on_slurm("jobs", "cancel", on_slurm.experiment()).startswith("cancelled: plan, train")
     assert [cluster.job(job)["JobState"] for job in jobs] == ["CANCELLED", "CANCELLED"]
 
 
+def test_where_a_job_is_refused_those_before_it_are_cancelled(on_slurm, cluster):
+    ids, sbatch = on_slurm.folder / "ids", shutil.which("sbatch")
+    refuse = 'echo "sbatch: error: no second job" >&2; exit 1'
+    on_slurm.replace_program("sbatch", f'if test -e {ids}; then {refuse}; fi\n{sbatch} "$@" | tee {ids}')
+    on_slurm.launch("slurm", "--steps", "plan,train", "--sbatch", "begin=now+1hour", expect=1)
+    assert "what was submitted has been cancelled" in on_slurm.errors
+    assert "no second job" in on_slurm.errors
+    assert cluster.job(ids.read_text().strip())["JobState"] == "CANCELLED"
+
+
 def test_what_slurm_refuses_is_one_line(on_slurm):
-    """No chain is needed: the second job is refused, the first is cancelled."""
+    """No chain is needed: the first job is refused."""
     on_slurm.launch("slurm", "--steps", "plan,train", "--partition", "none", expect=1)
     assert "a command of Slurm failed" in on_slurm.errors
     assert "invalid partition" in on_slurm.errors

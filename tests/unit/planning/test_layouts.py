@@ -52,6 +52,25 @@ def test_sizes_that_do_not_divide_are_refused(name, layout, field):
         transformer_config(architecture, LayoutConfig(**layout), model)
 
 
+@pytest.mark.parametrize(
+    ("shape", "layout", "is_refused"),
+    [
+        (replace(OPENTHINKER3, ffn_hidden_size=18943), {"tp": 1}, False),
+        (replace(OPENTHINKER3, ffn_hidden_size=18943), {"tp": 2}, True),
+        # With expert parallelism an expert is never split.
+        (replace(QWEN3_30B, ffn_hidden_size=767), {"tp": 2}, True),
+        (replace(QWEN3_30B, ffn_hidden_size=767), {"tp": 2, "ep": 2}, False),
+    ],
+)
+def test_tensor_parallelism_splits_the_feed_forward_width(shape, layout, is_refused):
+    model = load_recipe("openthinker3_7b").model
+    if is_refused:
+        with pytest.raises(ConfigError, match="feed-forward width"):
+            check_divides(shape, LayoutConfig(**layout), model)
+    else:
+        check_divides(shape, LayoutConfig(**layout), model)
+
+
 @pytest.mark.parametrize("num_gpus", [8, 64])
 def test_a_proposal_divides_fits_and_can_be_set(num_gpus):
     run, hardware = load_recipe("openthinker3_7b"), Hardware.parse(f"{num_gpus}xA100-40GB")
