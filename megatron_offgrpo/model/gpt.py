@@ -2,7 +2,6 @@
 
 from megatron_offgrpo.parallel import portable  # isort: skip
 
-import math
 from typing import Any
 
 import torch
@@ -25,7 +24,7 @@ from megatron_offgrpo.model.router import BalancedRouter
 from megatron_offgrpo.model.shape import shape_of
 from megatron_offgrpo.parallel.logprob import chunk_rows_for, vocab_parallel_logprob
 from megatron_offgrpo.planning.divides import check_divides
-from megatron_offgrpo.planning.shape import VOCAB_MULTIPLE
+from megatron_offgrpo.planning.shape import padded_vocab_size
 
 
 class PackedGPTModel(GPTModel):
@@ -96,12 +95,6 @@ class PackedGPTModel(GPTModel):
             chunk_rows=self.chunk_rows,
             group=parallel_state.get_tensor_model_parallel_group(),
         )
-
-
-def padded_vocab_size(vocab_size: int, tp: int) -> int:
-    """Rows of the embedding under tensor parallelism: the next multiple of 128 tp, as in Megatron-LM."""
-    multiple = VOCAB_MULTIPLE * tp
-    return math.ceil(vocab_size / multiple) * multiple
 
 
 def transformer_config(architecture: Architecture, layout: LayoutConfig, model: ModelConfig) -> TransformerConfig:

@@ -6,6 +6,12 @@ VOCAB_MULTIPLE = 128
 """The vocabulary is padded to a multiple of this times tp: Megatron-LM's make_vocab_size_divisible_by."""
 
 
+def padded_vocab_size(vocab_size: int, tp: int) -> int:
+    """Rows of the embedding under tensor parallelism: the next multiple of 128 tp, as in Megatron-LM."""
+    multiple = VOCAB_MULTIPLE * tp
+    return -(-vocab_size // multiple) * multiple
+
+
 @dataclass(frozen=True)
 class ModelShape:
     """The sizes that parameters, FLOPs and memory depend on."""
@@ -77,4 +83,4 @@ class ModelShape:
 
     def embedding_rows(self, tp: int) -> int:
         """Rows of the embedding on one tensor-parallel rank, padding included."""
-        return -(-self.vocab_size // (VOCAB_MULTIPLE * tp)) * VOCAB_MULTIPLE
+        return padded_vocab_size(self.vocab_size, tp) // tp

@@ -8,7 +8,7 @@ import pytest
 
 from megatron_offgrpo.config import LayoutConfig, RunConfig, with_values
 from megatron_offgrpo.errors import ConfigError
-from megatron_offgrpo.model.gpt import padded_vocab_size, transformer_config
+from megatron_offgrpo.model.gpt import transformer_config
 from megatron_offgrpo.model.published import find_architecture
 from megatron_offgrpo.model.shape import shape_of
 from megatron_offgrpo.parallel import portable
@@ -17,6 +17,7 @@ from megatron_offgrpo.planning.divides import check_divides
 from megatron_offgrpo.planning.hardware import Hardware
 from megatron_offgrpo.planning.layouts import Proposal, proposals, propose
 from megatron_offgrpo.planning.memory import GIB
+from megatron_offgrpo.planning.shape import padded_vocab_size
 from megatron_offgrpo.recipe import apply_override, load_recipe
 
 QWEN3_30B = shape_of(find_architecture("Qwen3-30B-A3B")[0])
@@ -112,11 +113,7 @@ def test_what_does_not_fit_is_proposed_with_the_optimizer_on_the_hosts_and_on_mo
 
 def test_a_proposal_takes_only_what_fp8_multiplies():
     # A width that 16 divides and 32 does not.
-    shape, run, hardware = (
-        replace(OPENTHINKER3, ffn_hidden_size=18960),
-        load_recipe("openthinker3_7b_64x80gb"),
-        "16xA100-40GB",
-    )
+    shape, run = replace(OPENTHINKER3, ffn_hidden_size=18960), load_recipe("openthinker3_7b_64x80gb")
     in_fp8 = with_values(run, model={"precision": "fp8", "layer": "transformer_engine"}, plan={"pack_multiple": 512})
     hardware = Hardware.parse("16xA100-40GB")
     found = [propose(shape, of, hardware, pack_costs=np.ones(640)) for of in (run, in_fp8)]
