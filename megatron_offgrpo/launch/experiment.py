@@ -147,11 +147,15 @@ def start(experiment: Any, settings: LaunchSettings, *, detach: bool, poll_secon
     try:
         experiment.run(detach=is_slurm)
     except UnexpectedExit as refused:
-        cancel(experiment, [job.handle.rpartition("/")[2] for job in experiment.jobs if job.launched])
+        said = " ".join(refused.result.stderr.split())
+        jobs = [job.handle.rpartition("/")[2] for job in experiment.jobs if job.launched]
+        if jobs:
+            say(f"launch: {said}; cancelling {', '.join(jobs)}")
+        cancel(experiment, jobs)
         raise OffgrpoError(
             "a command of Slurm failed; what was submitted has been cancelled",
             where=refused.result.command,
-            got=" ".join(refused.result.stderr.split()),
+            got=said,
             remedy="see --account, --partition, --time, --sbatch",
         ) from None
     if is_slurm and not detach:

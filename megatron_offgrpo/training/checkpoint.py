@@ -27,6 +27,7 @@ from megatron_offgrpo.training.checkpoint_folder import (
     iteration_folder,
     remove_old,
     remove_unfinished,
+    require_folder,
     require_room,
     sha256_of,
     take_place,
@@ -168,11 +169,7 @@ class CheckpointWriter:
         temporary = self.folder / f".{iteration_folder(self.folder, iteration).name}.{token}.tmp"
 
         def prepare() -> None:
-            # Not made again: after an unmount it would fill the disk of this node.
-            if not self.folder.is_dir():
-                raise CheckpointError(
-                    "the folder of the checkpoints has gone", where=str(self.folder), remedy="mount or make it again"
-                )
+            require_folder(self.folder)
             require_room(self.folder, num_bytes)
             temporary.mkdir()
 

@@ -225,6 +225,18 @@ def remove_unfinished(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
+def require_folder(folder: Path) -> None:
+    """Refuses a folder that has gone; it is not made again: after an unmount it would fill the disk of this node.
+
+    Raises:
+        CheckpointError: it has gone.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(
+            "the folder of the checkpoints has gone", where=str(folder), remedy="mount or make it again"
+        )
+
+
 def require_room(folder: Path, num_bytes: int) -> None:
     """Refuses a save that the disk has no room for.
 

@@ -3,6 +3,7 @@
 import gc
 import random
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,8 @@ from megatron_offgrpo.outcome import report_step
 from megatron_offgrpo.parallel.runtime import Placement
 from megatron_offgrpo.progress import progress, say
 from megatron_offgrpo.training import checkpoint
+from megatron_offgrpo.training.checkpoint_folder import require_folder
+from megatron_offgrpo.training.checkpoint_write import on_writer
 from megatron_offgrpo.training.inputs import Inputs, leave_out, open_inputs
 from megatron_offgrpo.training.measures import step_values
 from megatron_offgrpo.training.packs import batches_of, own_packs
@@ -44,7 +47,8 @@ def train(run: RunConfig, place: Placement, *, force: bool = False) -> bool:
 
     Raises:
         TrainingError: a bad step, where the run is to halt, too many rollbacks, or not one step that was good.
-        CheckpointError: the last checkpoint could not be written; an earlier failure is said, and training goes on.
+        CheckpointError: the last checkpoint could not be written (an earlier failure is said, and training goes on), or
+            their folder has gone when the run is to go back.
     """
     stop = StopRequest()
     require_tracking(run.tracking)
@@ -74,6 +78,7 @@ def train(run: RunConfig, place: Placement, *, force: bool = False) -> bool:
                 del training
             # From here on as in a new process; a kill leaves either the file of before or the new one.
             watchdog.alive("rolling back")
+            on_writer(partial(require_folder, output / CHECKPOINTS), place)
             left = leave_out(inputs, quarantine.trajectories, run)
             if place.is_writer:
                 write_quarantine(output, quarantine, inputs.store)

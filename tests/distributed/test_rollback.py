@@ -14,7 +14,7 @@ from checkpoints_conversion import hf_to_megatron, megatron_to_hf
 from megatron_offgrpo.artifacts import read_manifest
 from megatron_offgrpo.config import LayoutConfig, with_values
 from megatron_offgrpo.data.store import TrajectoryStore, write_store
-from megatron_offgrpo.errors import DataError, TrainingError
+from megatron_offgrpo.errors import CheckpointError, DataError, TrainingError
 from megatron_offgrpo.parallel import runtime
 from megatron_offgrpo.planning.plan import build_plan
 from megatron_offgrpo.planning.plan_files import save_plan
@@ -220,6 +220,24 @@ def test_too_many_rollbacks_end_the_run(run, place, capfd):
     ):
         loop.train(hopeless, place)
     assert "rolling back; in quarantine from now on: trajectories [" in capfd.readouterr().err
+
+
+def test_no_rollback_to_checkpoints_that_have_gone(run, place, monkeypatch):
+    """It would start over from the initial weights, and perhaps on the disk of this node."""
+    output, step, num_steps = Path(run.paths.output), loop.train_step, []
+
+    def step_before_an_unmount(*arguments):
+        num_steps.append(1)
+        if len(num_steps) == 4:
+            shutil.rmtree(output / "checkpoints")
+        return step(*arguments)
+
+    monkeypatch.setattr(loop, "train_step", step_before_an_unmount)
+    with pytest.raises(CheckpointError, match="checkpoints: the folder of the checkpoints has gone; remedy: mount"):
+        loop.train(with_values(run, checkpoint={"asynchronous": False}), place)
+    assert len(num_steps) == 4
+    assert not (output / "checkpoints").exists()
+    assert not (output / QUARANTINE_FILE).exists()
 
 
 def test_a_step_of_which_nothing_is_left_changes_nothing(prepared, run, place):
