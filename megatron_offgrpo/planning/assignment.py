@@ -1,6 +1,7 @@
 """Assignment: which data-parallel rank computes which packs of a step."""
 
 import heapq
+from itertools import combinations
 
 import numpy as np
 import numpy.typing as npt
@@ -12,8 +13,14 @@ BALANCED = 1e-3
 """Stop improving once the dearest rank is within this of the mean."""
 EVEN = 1e-2
 """Equal counts are given up only where they leave the dearest rank further above the mean than this."""
+MOST_PLACES_IN_PAIRS = 64
+"""Ranks with more places than this swap packs one by one only, which balances so many."""
 WORTH_MORE_PLACES = 5e-3
 """More zero-weight packs are accepted where they lower the dearest rank by this share of the mean."""
+
+
+Index = tuple[int, npt.NDArray[np.int64]]
+"""A rank and some of its places."""
 
 
 def assign(pack_costs: npt.ArrayLike, dp: int, vpp_group: int = 1) -> list[list[int | None]]:
@@ -21,9 +28,9 @@ def assign(pack_costs: npt.ArrayLike, dp: int, vpp_group: int = 1) -> list[list[
 
     Dearest first, each to the cheapest rank with a free place (Graham 1969 with a limit on the count); then packs
     are swapped between the dearest rank and others as long as that lowers the dearer of the two and the dearest is more
-    than 0.1 % over the mean. The limit is the mean count, rounded up; where that leaves the dearest rank more than 1 %
-    over the mean (a few long trajectories among many short ones), twice as many places, and so on, as long as that
-    helps: a rank with one dear pack then has fewer.
+    than 0.1 % over the mean, two for two where no swap of one helps and it is more than 1 % over. The limit is the mean
+    count, rounded up; where that leaves the dearest rank more than 1 % over the mean (a few long trajectories among
+    many short ones), twice as many places, and so on, as long as that helps: a rank with one dear pack then has fewer.
 
     Args:
         pack_costs: float [n], cost of each pack of the step, for example FLOPs.
@@ -77,27 +84,41 @@ def imbalance(pack_costs: npt.ArrayLike, ranks: list[list[int | None]]) -> float
 
 
 def _swap(packs: npt.NDArray[np.int64], costs: FloatArray) -> npt.NDArray[np.int64]:
-    """Swaps a pack of the dearest rank for one of the cheapest rank that allows it, until BALANCED or stuck."""
-    loads = costs[packs].sum(axis=1)
+    """Swaps packs of the dearest rank for as many of the cheapest rank that allows it, until BALANCED or stuck."""
+    loads, places = costs[packs].sum(axis=1), np.arange(packs.shape[1])
     while loads.max() > (1 + BALANCED) * loads.mean():
-        dearest = int(loads.argmax())
-        for other in np.argsort(loads, kind="stable").tolist():
-            gap = loads[dearest] - loads[other]
-            theirs = packs[other][np.argsort(costs[packs[other]], kind="stable")]
-            # Giving away half the gap makes both equal: for each of the dearest rank's packs, the nearest partners.
-            wanted = costs[packs[dearest]] - gap / 2
-            after = np.searchsorted(costs[theirs], wanted)
-            partners = np.stack([theirs[np.maximum(after - 1, 0)], theirs[np.minimum(after, len(theirs) - 1)]])
-            moved = costs[packs[dearest]] - costs[partners]
-            gain = np.minimum(moved, gap - moved)
-            side, mine = np.unravel_index(int(gain.argmax()), gain.shape)
-            # Gains below rounding error would let two ranks swap for ever.
-            if gain[side, mine] > 1e-9 * loads[dearest]:
-                partner = partners[side, mine]
-                packs[other][packs[other] == partner] = packs[dearest, mine]
-                packs[dearest, mine] = partner
-                loads = costs[packs].sum(axis=1)
-                break
-        else:
-            return packs
+        found = _exchange(packs, costs, loads, places[:, None])
+        if found is None and loads.max() > (1 + EVEN) * loads.mean() and 1 < len(places) <= MOST_PLACES_IN_PAIRS:
+            found = _exchange(packs, costs, loads, np.array(list(combinations(places, 2)), dtype=np.int64))
+        if found is None:
+            break
+        mine, theirs = found
+        packs[mine], packs[theirs] = packs[theirs], packs[mine]
+        loads = costs[packs].sum(axis=1)
     return packs
+
+
+def _exchange(
+    packs: npt.NDArray[np.int64], costs: FloatArray, loads: FloatArray, sets: npt.NDArray[np.int64]
+) -> tuple[Index, Index] | None:
+    """Places of the dearest rank and as many of another one; exchanging their packs makes the dearer of both cheaper.
+
+    Args:
+        sets: int [n, k], the sets of k places of a rank to choose from.
+    """
+    dearest = int(loads.argmax())
+    mine = costs[packs[dearest]][sets].sum(axis=1)
+    for other in np.argsort(loads, kind="stable").tolist():
+        gap = loads[dearest] - loads[other]
+        theirs = costs[packs[other]][sets].sum(axis=1)
+        order = np.argsort(theirs, kind="stable")
+        # Giving away half the gap makes both equal: for each of the dearest rank's sets, the nearest partners.
+        after = np.searchsorted(theirs[order], mine - gap / 2)
+        partners = order[np.stack([np.maximum(after - 1, 0), np.minimum(after, len(order) - 1)])]
+        moved = mine - theirs[partners]
+        gain = np.minimum(moved, gap - moved)
+        side, number = np.unravel_index(int(gain.argmax()), gain.shape)
+        # Gains below rounding error would let two ranks swap for ever.
+        if gain[side, number] > 1e-9 * loads[dearest]:
+            return (dearest, sets[number]), (other, sets[partners[side, number]])
+    return None

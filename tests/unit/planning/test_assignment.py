@@ -49,6 +49,15 @@ def test_swaps_mend_what_dearest_first_leaves():
     assert imbalance(costs, assign(costs, 2)) == 0
 
 
+def test_two_packs_for_two_where_no_swap_of_one_helps():
+    # Dearest first and its swaps end at 5 + 3 + 3 = 11 against 5 + 3 + 1 = 9; then 3 + 3 go for 5 and nothing.
+    costs = [5, 5, 3, 3, 3, 1]
+    assert imbalance(costs, assign(costs, 2)) == 0
+    # 32 packs, which three ranks do not divide: two of 10.47 and one of 11.06 without it.
+    costs = [1.6] * 6 + [0.97] * 20 + [0.5] * 6
+    assert imbalance(costs, assign(costs, 3)) < 0.01
+
+
 def test_a_dear_pack_takes_the_place_of_several():
     # Equal counts leave 6 + 1 + 1 against 3; the mean is 5.5.
     assert assign([6, 1, 1, 1, 1, 1], 2) == [[0, None, None, None, None], [1, 2, 3, 4, 5]]
