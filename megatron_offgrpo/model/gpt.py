@@ -1,4 +1,4 @@
-"""The student: Megatron's GPT model over packed trajectory groups, with the lean log-prob head."""
+"""The student: Megatron's transformer over packed trajectory groups, with the lean log-prob head."""
 
 from megatron_offgrpo.parallel import portable  # isort: skip
 
@@ -6,12 +6,15 @@ from typing import Any
 
 import torch
 from megatron.core import parallel_state
-from megatron.core.models.gpt import GPTModel
+from megatron.core.models.common.embeddings.language_model_embedding import LanguageModelEmbedding
+from megatron.core.models.common.language_module.language_module import LanguageModule
+from megatron.core.tensor_parallel import ColumnParallelLinear
 from megatron.core.tensor_parallel.mappings import (
     copy_to_tensor_model_parallel_region,
     gather_from_sequence_parallel_region,
 )
-from megatron.core.transformer.transformer_block import get_num_layers_to_build
+from megatron.core.transformer.enums import ModelType
+from megatron.core.transformer.transformer_block import TransformerBlock, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
@@ -27,28 +30,68 @@ from megatron_offgrpo.planning.divides import check_divides
 from megatron_offgrpo.planning.shape import padded_vocab_size
 
 
-class PackedGPTModel(GPTModel):
-    """Maps a pack to log-prob and entropy of its response tokens; on earlier pipeline stages to hidden states."""
+class PackedGPTModel(LanguageModule):
+    """Maps a pack to log-prob and entropy of its response tokens; on earlier pipeline stages to hidden states.
+
+    Its modules and their names are those of Megatron's GPTModel, whose checkpoints it reads and writes.
+    """
+
+    model_type = ModelType.encoder_or_decoder
 
     def __init__(
-        self, config: TransformerConfig, architecture: Architecture, head_chunk_mebibytes: int, **stage: Any
+        self,
+        config: TransformerConfig,
+        architecture: Architecture,
+        head_chunk_mebibytes: int,
+        *,
+        pre_process: bool = True,
+        post_process: bool = True,
+        vp_stage: int | None = None,
     ) -> None:
-        super().__init__(
-            config,
-            block_of(config, get_num_layers_to_build(config, stage.get("vp_stage"))),
-            vocab_size=padded_vocab_size(architecture.vocab_size, config.tensor_model_parallel_size),
-            max_sequence_length=architecture.max_positions,
-            share_embeddings_and_output_weights=architecture.tied_embeddings,
-            # The rotary table comes from explicit positions, see `forward`.
-            position_embedding_type="none",
-            **stage,
-        )
+        super().__init__(config)
+        self.pre_process, self.post_process, self.vp_stage = pre_process, post_process, vp_stage
+        self.share_embeddings_and_output_weights = architecture.tied_embeddings
         self.real_vocab_size = architecture.vocab_size
+        self.vocab_size = padded_vocab_size(architecture.vocab_size, config.tensor_model_parallel_size)
         self.chunk_rows = chunk_rows_for(head_chunk_mebibytes, self.vocab_size // config.tensor_model_parallel_size)
+        if pre_process:
+            # Rotary angles come from explicit positions, see `forward`.
+            self.embedding = LanguageModelEmbedding(
+                config, self.vocab_size, architecture.max_positions, position_embedding_type="none"
+            )
+        self.decoder = TransformerBlock(
+            config,
+            block_of(config, get_num_layers_to_build(config, vp_stage)),
+            pre_process=pre_process,
+            post_process=post_process,
+            vp_stage=vp_stage,
+        )
+        if post_process:
+            self.output_layer = ColumnParallelLinear(
+                config.hidden_size,
+                self.vocab_size,
+                config=config,
+                init_method=config.init_method,
+                bias=False,
+                skip_weight_param_allocation=pre_process and architecture.tied_embeddings,
+            )
+        if pre_process or post_process:
+            self.setup_embeddings_and_output_layer()
         device = None if config.use_cpu_initialization else torch.cuda.current_device()
         inverse = rope_inverse_frequencies(architecture).to(device)
         self.register_buffer("inverse_frequencies", inverse, persistent=False)
         self.routers = [module for module in self.modules() if isinstance(module, BalancedRouter)]
+
+    def set_input_tensor(self, input_tensors: list[Tensor | None]) -> None:
+        """Takes what the stage before has sent; Megatron's schedule calls it."""
+        (hidden,) = input_tensors
+        self.decoder.set_input_tensor(hidden)
+
+    def sharded_state_dict(self, prefix: str = "", *arguments: Any, **keywords: Any) -> dict[str, Any]:
+        """Megatron's, without a key that GPTModel leaves out as well."""
+        state: dict[str, Any] = super().sharded_state_dict(prefix, *arguments, **keywords)
+        state.pop(f"{prefix}output_layer._extra_state", None)
+        return state
 
     def forward(self, pack: ModelInput) -> Tensor:
         """[2, R] fp32 log-probs and entropies (nats) on the last stage; [T or T/tp, 1, H] hidden states before it."""
@@ -166,6 +209,7 @@ def transformer_config(architecture: Architecture, layout: LayoutConfig, model: 
         masked_softmax_fusion=False,
         gradient_accumulation_fusion=False,
         apply_rope_fusion=False,
+        cuda_graph_modules=[],
         recompute_granularity=None if model.recompute == "none" else model.recompute,
         recompute_method="uniform" if model.recompute == "full" else None,
         recompute_num_layers=1 if model.recompute == "full" else None,

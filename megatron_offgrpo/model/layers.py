@@ -6,6 +6,7 @@ Parameter names in checkpoints are those of Megatron's Transformer Engine layer,
 from megatron_offgrpo.parallel import portable  # noqa: F401  # isort: skip
 
 import math
+from inspect import signature
 from typing import Any
 
 import torch
@@ -29,8 +30,8 @@ from megatron_offgrpo.errors import ConfigError
 from megatron_offgrpo.model.packing import MASK_ROWS, PackedSegments
 from megatron_offgrpo.model.router import BalancedRouter
 
-TRANSFORMER_ENGINE = "2.9"
-"""The first release that Megatron-Core 0.16.1 asks for; its metadata also excludes 2.12 and later."""
+TRANSFORMER_ENGINE = "2.12"
+"""The oldest release of the containers for which Megatron-Core 0.19 is made."""
 FP8_CAPABILITY = (8, 9)
 
 
@@ -118,6 +119,12 @@ def _attention_by_part(query: Tensor, key: Tensor, value: Tensor, segments: Pack
 def _varlen_attention(query: Tensor, key: Tensor, value: Tensor, segments: PackedSegments, scale: float) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
+    options: dict[str, Any] = {}
+    group_size = query.shape[1] // key.shape[1]
+    if group_size > 1 and "enable_gqa" in signature(varlen_attn).parameters:
+        options["enable_gqa"] = True
+    elif group_size > 1:  # torch before 2.12 wants as many heads of keys as of queries
+        key, value = (x.repeat_interleave(group_size, dim=1) for x in (key, value))
     out = varlen_attn(
         query,
         key,
@@ -129,7 +136,7 @@ def _varlen_attention(query: Tensor, key: Tensor, value: Tensor, segments: Packe
         scale=scale,
         # Causal, aligned at the end of the keys.
         window_size=(-1, 0),
-        enable_gqa=query.shape[1] != key.shape[1],
+        **options,
     )
     assert isinstance(out, Tensor)
     return out
@@ -173,7 +180,8 @@ def _transformer_engine_layer(config: TransformerConfig) -> ModuleSpec:
 def _with_own_parts(spec: ModuleSpec, config: TransformerConfig) -> ModuleSpec:
     spec.submodules.self_attention.submodules.core_attention = SegmentAttention
     if config.num_moe_experts is not None:
-        spec.submodules.mlp.submodules.router = BalancedRouter
+        # A builder of Megatron's MoELayer, with its parts as an argument.
+        spec.submodules.mlp.keywords["submodules"].router = BalancedRouter
     return spec
 
 
@@ -200,11 +208,11 @@ def require_layer(model: ModelConfig) -> None:
         )
     if not HAVE_TE or not is_te_min_version(TRANSFORMER_ENGINE):
         raise ConfigError(
-            "there is no Transformer Engine here that Megatron-Core 0.16.1 works with",
+            "there is no Transformer Engine here that Megatron-Core 0.19 works with",
             where=where,
             expected=f"transformer-engine {TRANSFORMER_ENGINE} or later",
             got=get_te_version() or "none that can be imported",
-            remedy=f"install the extra gpu (docs/parallelism.md), or {remedy}",
+            remedy=f"`make install` builds it where nvcc is (docs/parallelism.md), or {remedy}",
         )
     capability = torch.cuda.get_device_capability()
     if model.precision == "fp8" and capability < FP8_CAPABILITY:

@@ -17,7 +17,7 @@ class GroupStepAdamW(torch.optim.Optimizer):
     Args:
         params: parameter groups of fp32 (master) parameters.
         lr, betas, eps, weight_decay: the usual ones.
-        adam_w_mode: must be True; the argument is FusedAdam's.
+        adam_w_mode, capturable: must be True and False; the arguments are FusedAdam's.
     """
 
     def __init__(
@@ -28,8 +28,9 @@ class GroupStepAdamW(torch.optim.Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.01,
         adam_w_mode: bool = True,
+        capturable: bool = False,
     ) -> None:
-        assert adam_w_mode, "only decoupled weight decay"
+        assert adam_w_mode and not capturable, "only decoupled weight decay, and no CUDA graphs"  # noqa: PT018
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
     @torch.no_grad()

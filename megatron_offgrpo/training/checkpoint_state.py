@@ -38,9 +38,14 @@ def sharding(format: CheckpointFormat = "reshardable") -> dict[str, Any]:
 def saved_state(student: Student, iteration: int, format: CheckpointFormat) -> dict[str, Any]:
     """Everything a checkpoint holds; a collective of all ranks where the format is `reshardable`."""
     model = model_state(student)
+    optimizer = optimizer_state(student, model, format, is_loading=False)
+    for part in _parts(student, optimizer):
+        # Empty where another rank gathers; what is not sharded must be the same on all ranks.
+        if part["param_state"] is None:
+            del part["param_state"]
     return {
         "model": model,
-        "optimizer": optimizer_state(student, model, format, is_loading=False),
+        "optimizer": optimizer,
         "iteration": iteration,
         "checkpoint_version": 3.0,
         "args": args_of(student.architecture, student.models[0].config.params_dtype),

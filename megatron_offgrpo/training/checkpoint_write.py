@@ -10,13 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
-from megatron.core.dist_checkpointing.serialization import get_default_save_common_strategy
 from megatron.core.dist_checkpointing.state_dict_utils import save_preprocess
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
 
+from checkpoints_conversion.safe_metadata import COMMON
 from megatron_offgrpo.errors import CheckpointError
 from megatron_offgrpo.parallel.runtime import Placement
 
@@ -51,6 +52,12 @@ def on_writer(work: Callable[[], None], place: Placement) -> None:
     on_all_ranks(work if place.is_writer else lambda: None, place)
 
 
+def save_common(common: dict[str, Any], folder: Path, place: Placement) -> None:
+    """Writes what a checkpoint holds beside its tensors; every Megatron-Core up to 0.19 reads it from this file."""
+    if place.is_writer:
+        torch.save(common, folder / COMMON)
+
+
 def begin_writing(state: dict[str, Any], folder: Path, place: Placement) -> AsyncRequest:
     """`dist_checkpointing.save` into an empty folder; the request is the caller's to schedule and to finalize.
 
@@ -62,14 +69,14 @@ def begin_writing(state: dict[str, Any], folder: Path, place: Placement) -> Asyn
     def write_common() -> None:
         folder.stat()  # on every rank: Megatron would make one of its own where it is missing
         try:
-            get_default_save_common_strategy().save_common(common, folder)
+            save_common(common, folder, place)
         except RuntimeError as cause:  # torch says so where its file writer fails
             raise CheckpointError(
-                f"could not be written ({cause})", where=str(folder / "common.pt"), remedy=REMEDY
+                f"could not be written ({cause})", where=str(folder / COMMON), remedy=REMEDY
             ) from cause
 
     on_all_ranks(write_common, place)
-    return _SaveStrategy(place).async_save(sharded, folder)
+    return _SaveStrategy(place).async_save(sharded, folder, async_strategy="mcore")
 
 
 class _SaveStrategy(TorchDistSaveShardedStrategy):
@@ -82,8 +89,8 @@ class _SaveStrategy(TorchDistSaveShardedStrategy):
         super().__init__("torch_dist", 1)
         self.place = place
 
-    def _get_save_and_finalize_callbacks(self, writer: Any, save_state_dict_ret: Any) -> AsyncRequest:
-        request = super()._get_save_and_finalize_callbacks(writer, save_state_dict_ret)
+    def _get_save_and_finalize_callbacks(self, writer: Any, save_state_dict_ret: Any, strategy: str) -> AsyncRequest:
+        request = super()._get_save_and_finalize_callbacks(writer, save_state_dict_ret, strategy)
         write_metadata = writer.finish
         put_off: list[Callable[[], None]] = []
         # Megatron calls it on rank 0, while the others wait to hear of failed writers.

@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from megatron.core import dist_checkpointing
 from torch import Tensor
 
 from megatron_offgrpo.artifacts import Manifest, write_manifest
@@ -18,6 +17,7 @@ from megatron_offgrpo.objective.compose import results, to_metrics
 from megatron_offgrpo.parallel import runtime
 from megatron_offgrpo.training.checkpoint import load_all
 from megatron_offgrpo.training.checkpoint_state import layout_of, saved_state
+from megatron_offgrpo.training.checkpoint_write import begin_writing
 from megatron_offgrpo.training.step import compute_gradients
 from megatron_offgrpo.training.student import Student, build_student
 from tests.distributed import toy
@@ -122,10 +122,10 @@ def step(student: Student, run: RunConfig, store: TrajectoryStore, place: runtim
     student.optimizer.step()
 
 
-def save(student: Student, folder: Path, form: str = "reshardable") -> None:
+def save(student: Student, folder: Path, place: runtime.Placement, form: str = "reshardable") -> None:
     """Writes what a run writes, without its writer process."""
     folder.mkdir(parents=True)
-    dist_checkpointing.save(saved_state(student, 1, form), str(folder))
+    begin_writing(saved_state(student, 1, form), folder, place).execute_sync()
     counts = {"format": form, "layout": layout_of(student)}
     write_manifest(folder, Manifest(kind="checkpoint", fingerprint="test", counts=counts))
 
@@ -148,7 +148,7 @@ def check_checkpoints(folder: Path, store: TrajectoryStore, place: runtime.Place
     student = make_student(run, "qwen3")
     step(student, run, store, place)
     for form in ("reshardable", "sharded"):
-        save(student, folder / "engine" / form, form)
+        save(student, folder / "engine" / form, place, form)
     weights = {name: parameter.detach().cpu().clone() for name, parameter in named(student).items()}
     torch.save(weights, folder / "engine" / "weights.pt")
     step(student, run, store, place)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 from megatron.core.dist_checkpointing.strategies import async_utils, filesystem_async
-from megatron.core.dist_checkpointing.strategies.common import TorchCommonSaveStrategy
 
 from megatron_offgrpo.artifacts import Manifest
 from megatron_offgrpo.config import LayoutConfig
@@ -19,7 +18,7 @@ from megatron_offgrpo.training.checkpoint import CheckpointWriter
 from tests.distributed.fault_worker import run_in, student_after_a_step
 
 WRITES_OF_ONE_RANK: dict[str, tuple[object, str]] = {
-    "common.pt": (TorchCommonSaveStrategy, "save_common"),
+    "common.pt": (checkpoint_write, "save_common"),
     "fork": (async_utils.TemporalAsyncCaller, "schedule_async_call"),
     ".metadata": (filesystem_async.FileSystemWriterAsync, "finish"),
     "metadata.json": (checkpoint_write, "save_config"),

@@ -65,7 +65,7 @@ def folder(tmp_path_factory, place) -> Path:
     store, run = write_toy_store(folder / "store"), run_of({"plan": SMALL})
     portable = make_student(run, "qwen3")
     step(portable, run, store, place)
-    save(portable, folder / "portable")
+    save(portable, folder / "portable", place)
     for processes in (1, 2):
         cases = EQUAL[processes] + IN_FP8[processes]
         worker = "tests.distributed.layer_worker:run_cases"

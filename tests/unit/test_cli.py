@@ -88,7 +88,7 @@ def test_a_stage_without_its_input_names_the_command_that_makes_it(run, tmp_path
 def test_doctor_and_recipes_answer(run):
     status, out, _ = run("doctor")
     assert status == 0
-    assert "megatron-core         0.16.1" in out
+    assert "megatron-core         0.19.2\n" in out
     status, out, _ = run("recipes")
     assert status == 0
     assert "openthinker3_7b" in out

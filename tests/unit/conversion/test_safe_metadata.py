@@ -2,15 +2,21 @@
 
 import argparse
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from torch.distributed.checkpoint import Metadata
 
 from checkpoints_conversion import hf_to_megatron
 from checkpoints_conversion.megatron_reader import iteration_folder
+from checkpoints_conversion.safe_load import load_tensors
 from checkpoints_conversion.safe_metadata import read_common, read_metadata
+from megatron_offgrpo.config import LayoutConfig
 from megatron_offgrpo.errors import CheckpointError
+from megatron_offgrpo.parallel import runtime
 from tests.evil import Evil
 from tests.unit.conversion.tiny_models import save_tiny_model
 
@@ -59,3 +65,35 @@ def test_common_refuses_code_and_takes_a_namespace(tmp_path):
     assert not (tmp_path / "ran").exists()
     torch.save({"args": argparse.Namespace(tp=2), "iteration": 3}, tmp_path / "common.pt")
     assert read_common(tmp_path) == {"args": argparse.Namespace(tp=2), "iteration": 3}
+
+
+def save_as_megatron(common: dict, folder: Path) -> None:
+    """Megatron-Core's own save, which keeps the common state among the sharded objects, in the place of common.pt."""
+    folder.mkdir()
+    weight = ShardedTensor.from_rank_offsets("weight", torch.ones(3))
+    dist_checkpointing.save({"weight": weight, **common}, str(folder))
+    assert not (folder / "common.pt").exists()
+
+
+def test_common_is_found_among_the_objects_too_and_refuses_code_there(tmp_path):
+    runtime.start(LayoutConfig(), seed=0)
+    try:
+        common = {"args": argparse.Namespace(tp=2), "iteration": 3}
+        save_as_megatron(common, tmp_path / "good")
+        wanted = {"weight": ShardedTensor.from_rank_offsets("weight", torch.zeros(3))}
+        loaded = load_tensors(wanted, tmp_path / "good")
+        save_as_megatron({"x": Evil(tmp_path / "ran")}, tmp_path / "evil")
+    finally:
+        runtime.stop()
+    assert read_common(tmp_path / "good") == common
+    assert {key: value for key, value in loaded.items() if key != "weight"} == common
+    assert torch.equal(loaded["weight"], torch.ones(3))
+    with pytest.raises(CheckpointError, match="refused or unreadable"):
+        read_common(tmp_path / "evil")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_checkpoint_without_common_state_is_truncated(tmp_path):
+    (tmp_path / ".metadata").write_bytes(pickle.dumps(Metadata(state_dict_metadata={}, storage_data={})))
+    with pytest.raises(CheckpointError, match=r"truncated checkpoint; expected common\.pt"):
+        read_common(tmp_path)

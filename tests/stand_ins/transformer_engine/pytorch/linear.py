@@ -27,7 +27,9 @@ class RMSNorm(torch.nn.Module):
         assert not zero_centered_gamma
         assert (normalized_shape is None) != (hidden_size is None)
         self.eps = eps
-        self.weight = torch.nn.Parameter(torch.ones(hidden_size, device=device, dtype=params_dtype or dtype))
+        self.weight = torch.nn.Parameter(
+            torch.ones(normalized_shape or hidden_size, device=device, dtype=params_dtype or dtype)
+        )
         if sequence_parallel is not None:
             self.weight.sequence_parallel = sequence_parallel
 
