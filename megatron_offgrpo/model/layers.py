@@ -211,7 +211,7 @@ def require_layer(model: ModelConfig) -> None:
             "there is no Transformer Engine here that Megatron-Core 0.19 works with",
             where=where,
             expected=f"transformer-engine {TRANSFORMER_ENGINE} or later",
-            got=get_te_version() or "none that can be imported",
+            got=get_te_version() if HAVE_TE else "none that can be imported",
             remedy=f"`make install` builds it where nvcc is (docs/parallelism.md), or {remedy}",
         )
     capability = torch.cuda.get_device_capability()

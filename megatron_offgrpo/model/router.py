@@ -15,9 +15,8 @@ class BalancedRouter(TopKRouter):
 
     n_p response tokens of the pack, n of the step; E experts; f_i the share of the pack's token copies that expert i
     gets, P_i its mean probability (Fedus et al. 2021, eq. 4-6; Megatron's `aux_loss`). Tokens outside `padding_mask` do
-    not count, so a pack without any adds nothing. With `calculate_per_token_loss` Megatron's own router multiplies
-    a pack's loss by its tokens on this rank, which is cp (and, under sequence parallelism, tp) times too little, and
-    relies on a division by the step's tokens when gradients are finalised, which is left out here.
+    not count, so a pack without any adds nothing. With `calculate_per_token_loss` Megatron's own router relies on a
+    division by the step's tokens when gradients are finalised, which is left out here.
     """
 
     tokens_of_step: float = 1.0

@@ -1,7 +1,7 @@
 """AdamW that keeps its step count in the parameter group, as Apex's and Transformer Engine's FusedAdam do.
 
-Megatron-Core's fully reshardable optimizer checkpoints load into that form only: torch's own AdamW keeps a step
-tensor in each parameter's state, on which 0.16.1's load fails.
+Megatron-Core's checkpoints load into that form only: it looks for the step of torch's own AdamW in the parameters'
+states, and a fresh optimizer, into which a checkpoint is loaded, has none.
 """
 
 from collections.abc import Callable, Iterable
@@ -66,8 +66,7 @@ class GroupStepAdamW(torch.optim.Optimizer):
 def install() -> None:
     """Makes Megatron use `GroupStepAdamW` where neither Transformer Engine nor Apex gives it a FusedAdam."""
     import megatron.core.optimizer as optimizer
-    from megatron.core.optimizer import distrib_optimizer, optimizer_config
-    from megatron.core.utils import get_te_version
+    from megatron.core.optimizer import distrib_optimizer
 
     if optimizer.USING_PYTORCH_OPTIMIZER:
         optimizer.Adam = GroupStepAdamW
@@ -76,6 +75,3 @@ def install() -> None:
         distrib_optimizer.Adam = GroupStepAdamW
         distrib_optimizer.HAVE_APEX_OR_TE = True
         distrib_optimizer.USING_APEX_OPTIMIZER = True
-    if get_te_version() is None:
-        # Asked for an offloaded optimizer, it would compare None with a version.
-        optimizer_config.is_te_min_version = lambda version, check_equality=True: False

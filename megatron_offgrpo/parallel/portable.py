@@ -1,6 +1,6 @@
 """Lets Megatron-Core run where there is no GPU: the same schedules, layers and optimizer, over gloo on the CPU.
 
-Megatron-Core 0.16.1 asks for "cuda" by name in many places. `install()` answers those requests with the CPU for the
+Megatron-Core asks for "cuda" by name in many places. `install()` answers those requests with the CPU for the
 life of the process, and does nothing where a GPU is found. Nothing here changes what is computed.
 """
 
@@ -118,9 +118,6 @@ def _replace_megatron_functions() -> None:
 
     megatron_random._set_cuda_rng_state = lambda state, device=-1, graph_safe=False: torch.set_rng_state(state)
     megatron_random._get_cuda_rng_state = lambda device="cuda", clone=False, graph_safe=False: torch.get_rng_state()
-
-    # 0.16.1 leaves this name undefined without Transformer Engine, and reads it.
-    moe_utils.te_general_gemm = None
 
     # Megatron's version does nothing to a CPU tensor, also where NumPy split sizes were asked for.
     def maybe_move_tensor_to_cpu(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:

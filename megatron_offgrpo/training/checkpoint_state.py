@@ -122,7 +122,7 @@ def fill_optimizer(student: Student, own: dict[str, Any], loaded: dict[str, Any]
     for part, tensors in zip(_parts(student, own), _parts(student, loaded), strict=True):
         mine = [{**group, "step": step} for group in part["optimizer"]["param_groups"]]
         filled.append({**part, "optimizer": {"param_groups": mine}, "param_state": tensors["param_state"]})
-    # 0.16.1's loader of the sharded format copies into the fp32 weights without this of its own.
+    # Megatron's loader of the sharded format copies into the fp32 weights without this of its own.
     with torch.no_grad():
         student.optimizer.load_state_dict(filled if len(filled) > 1 else filled[0])
 
