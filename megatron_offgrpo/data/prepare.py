@@ -14,7 +14,7 @@ from megatron_offgrpo import __version__
 from megatron_offgrpo.artifacts import MANIFEST, fingerprint_of
 from megatron_offgrpo.config_values import to_dict
 from megatron_offgrpo.data.decontamination import BenchmarkIndex
-from megatron_offgrpo.data.grouping import grouped_parts, grouping_counts, grouping_rejects, is_sharegpt
+from megatron_offgrpo.data.grouping import grouped_parts, grouping_counts, grouping_rejects, has_rows
 from megatron_offgrpo.data.importers import parse_conditions
 from megatron_offgrpo.data.merge import Summary, decide, merged_batches, read_rows
 from megatron_offgrpo.data.part_files import PartFolder
@@ -160,8 +160,9 @@ class _Request:
                 state.total += 1
 
     def _parts(self, place: int, source: Source) -> Iterator[Part]:
-        if is_sharegpt(source, self.config.format):
-            yield from grouped_parts(source, self._grouped(place), parse_conditions(self.config.where))
+        form = self.config.format
+        if has_rows(source, form):
+            yield from grouped_parts(source, self._grouped(place), parse_conditions(self.config.where), form)
         else:
             yield from source.parts()
 
@@ -213,6 +214,7 @@ class _Request:
                 found = grouping_counts(self._grouped(place))
                 summary.parts["rows_grouped"] += found.get("rows", 0)
                 summary.parts["not_asked_for"] += found.get("not_asked_for", 0)
+                summary.ignored_fields.update(found["ignored_fields"])
 
     def _check_sources(self, num_parts: int) -> None:
         """Refuses a source without a single readable record."""
@@ -248,7 +250,7 @@ class _Request:
             self.clean()
 
 
-EXPECTED = "records with group_id, problem, answer and trajectories: [{text, ...}], or a form of --format"
+EXPECTED = "records with group_id, problem, answer and trajectories: [{text, ...}], or another form of docs/data.md"
 
 
 def _part_settings(config: PrepareConfig, settings: dict[str, Any]) -> dict[str, Any]:

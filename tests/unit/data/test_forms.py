@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from megatron_offgrpo.data.grouping import grouped_parts, grouping_counts, grouping_rejects, is_sharegpt
+from megatron_offgrpo.data.grouping import grouped_parts, grouping_counts, grouping_rejects, has_rows
 from megatron_offgrpo.data.importers import meets, parse_conditions, parse_record
 from megatron_offgrpo.data.rejects import RecordError
 from megatron_offgrpo.data.sources import open_source
@@ -120,7 +120,7 @@ def talk(question, answer, *, key=None, domain="math", **more):
 
 
 def grouped(source, folder, conditions=()):
-    parts = grouped_parts(source, folder, parse_conditions(conditions))
+    parts = grouped_parts(source, folder, parse_conditions(conditions), "auto")
     records = [(where, parse_record(record, Counter(), form="groups", answer_required=False))
                for part in parts for where, record in part.records()]  # fmt: skip
     return [(where, group.problem, [one.text for one in group.trajectories]) for where, group in records]
@@ -134,7 +134,7 @@ def test_rows_of_a_problem_are_found_wherever_they_stand(tmp_path):
     ]  # fmt: skip
     path = write_lines(tmp_path / "rows.jsonl", rows)
     source = open_source(str(path), "train")
-    assert is_sharegpt(source, "auto")
+    assert has_rows(source, "auto")
     found = grouped(source, tmp_path / "work", ["domain=math"])
     assert found == [
         (f"{path}:1", "P", ["p1", "p2", "p3"]),
@@ -143,7 +143,11 @@ def test_rows_of_a_problem_are_found_wherever_they_stand(tmp_path):
     ]
     rejected = [(one.where, one.reason) for one in grouping_rejects(tmp_path / "work")]
     assert rejected == [(f"{path}:5", "no answer"), (f"{path}:6", "malformed JSON")]
-    assert grouping_counts(tmp_path / "work") == {"rows": 10, "not_asked_for": 1}
+    assert grouping_counts(tmp_path / "work") == {
+        "rows": 10,
+        "not_asked_for": 1,
+        "ignored_fields": {"domain": 7},
+    }
     # A second start reads what the first wrote.
     path.unlink()
     assert grouped(source, tmp_path / "work", ["domain=math"]) == found
@@ -171,7 +175,7 @@ def test_folders_of_datasets_read_like_files(tmp_path):
     expected = [["p" + str(index) for index in range(100)], ["q"]]
     for name in ("parquet", "lines", "saved"):
         source = open_source(str(tmp_path / name), "train")
-        assert is_sharegpt(source, "auto")
+        assert has_rows(source, "auto")
         found = grouped(source, tmp_path / f"{name}-work")
         assert [texts for _, _, texts in found] == expected
         assert found[1][0] == f"{tmp_path / name}:101"
