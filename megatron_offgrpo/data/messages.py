@@ -16,7 +16,8 @@ THOUGHT_FIELDS = ("reasoning_content", "reasoning")
 SYSTEM_FIELDS = ("system", "system_prompt")
 # A list of messages, or one, written as a text: by JSON or by Python.
 _WRITTEN_MESSAGES = re.compile(r"""\s*(\[\s*)?\{\s*['"](role|content|from|value|name)['"]\s*:""")
-_THOUGHT = "<think>\n{}\n</think>\n\n"
+_THOUGHT = "<think>\n{}"
+_THOUGHT_ENDS = "\n</think>\n\n"
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,10 @@ def _joined(parts: list[Any], where: str) -> str:
 
 
 def answer_text(record: dict[str, Any], field: str, prefix: str) -> str:
-    """The text of a solution; a thought that stands beside it goes before it, as Qwen3's template writes it."""
+    """The text of a solution; a thought that stands beside it goes before it, as Qwen3's template writes it.
+
+    A thought without a text was cut: it stays open.
+    """
     thoughts = [name for name in THOUGHT_FIELDS if record.get(name) is not None]
     if not thoughts:
         return fields.required_text(record, field, prefix, may_be_blank=True)
@@ -84,7 +88,8 @@ def answer_text(record: dict[str, Any], field: str, prefix: str) -> str:
         return text
     if "</think>" in text:
         raise RecordError("two thoughts", prefix + name, expected="none beside a text with </think>", got=thought)
-    return _THOUGHT.format(thought.strip("\n")) + text.lstrip("\n")
+    opened = _THOUGHT.format(thought.strip("\n"))
+    return opened + _THOUGHT_ENDS + text.lstrip("\n") if text.strip() else opened
 
 
 def question(messages: Sequence[Message], where: str) -> tuple[str | None, str]:

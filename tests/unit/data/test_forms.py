@@ -1,4 +1,4 @@
-"""Records of other projects with several solutions (verl and LUFFY, OpenR1-Math), and the fields that every form minds."""
+"""Records of other projects with several solutions (verl, LUFFY, OpenR1-Math), and the fields that every form minds."""
 
 import csv
 import json

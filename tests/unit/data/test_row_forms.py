@@ -49,6 +49,11 @@ def row(record, form="auto"):
         ),
         (
             "messages",
+            {"messages": [U, A | {"content": None, "reasoning_content": "r"}], "finish_reason": "length"},
+            (None, "q", "", "<think>\nr", "length", None),
+        ),
+        (
+            "messages",
             {"messages": [U, A | {"reasoning_content": None, "tool_calls": []}]},
             (None, "q", "", "a", None, None),
         ),

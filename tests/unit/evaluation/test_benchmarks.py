@@ -66,6 +66,72 @@ def test_wrong_content_is_named(tmp_path, content, message):
 
 
 @pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"answer": float("nan")}, "wrong type: answer; expected a text; got nan"),
+        ({"answer": float("inf")}, "wrong type: answer; expected a text; got inf"),
+        ({"answer": None}, "missing field: answer"),
+        ({"answer": "nan"}, "empty field: answer"),
+        ({"answer": "so it is\n####"}, "empty field: answer"),
+        ({"answer": True}, "wrong type: answer"),
+        ({"problem": 5}, "wrong type: problem"),
+        ({"problem": float("nan")}, "wrong type: problem"),
+        ({"id": float("nan")}, "wrong type: id"),
+        ({"system": "Think."}, "field without a use: system"),
+        ({"problem": [{"role": "system", "content": "S"}, {"role": "user", "content": "q"}]}, "with --system"),
+        ({"images": ["a.png"]}, "field without a use: images"),
+    ],
+)
+@pytest.mark.parametrize("name", ["b.jsonl", "b.json", "b.parquet"])
+def test_what_cannot_be_asked_or_answered_is_refused(tmp_path, name, changes, message):
+    record = {"id": 1, "problem": "p", "answer": 1.5} | changes
+    with pytest.raises(DataError, match=message):
+        load_benchmark(write(tmp_path / name, [record]))
+
+
+def test_a_missing_number_of_a_table_is_refused(tmp_path):
+    # One missing cell makes a whole column of pandas one of floats.
+    table = pyarrow.table({"problem": ["p", "q"], "answer": [4.0, float("nan")]})
+    pyarrow.parquet.write_table(table, tmp_path / "b.parquet")
+    with pytest.raises(DataError, match=r"b\.parquet:2: wrong type: answer; expected a text; got nan"):
+        load_benchmark(tmp_path / "b.parquet")
+    for cell in ("", "nan", "NaN"):
+        (tmp_path / "b.csv").write_text(f"problem,answer\np,4.0\nq,{cell}\n")
+        with pytest.raises(DataError, match=r"b\.csv:3: (missing|empty) field: answer"):
+            load_benchmark(tmp_path / "b.csv")
+
+
+@pytest.mark.parametrize(
+    ("name", "record"),
+    [
+        ("minerva", {"question": "q", "answer": float("nan")}),
+        ("minerva", {"question": float("nan"), "answer": "1"}),
+        ("olympiadbench", {"question": "q", "final_answer": ["1", None]}),
+        ("gsm8k", {"question": "q", "answer": None}),
+        ("mmlu-pro", {"question": "q", "options": ["1", "2"], "answer": None}),
+        ("gpqa-diamond", {"Question": "q", "Correct Answer": "a", "Incorrect Answer 1": None,
+                          "Incorrect Answer 2": "c", "Incorrect Answer 3": "d"}),
+    ],
+)  # fmt: skip
+def test_nothing_missing_becomes_a_text_in_a_named_benchmark(tmp_path, name, record):
+    write(tmp_path / f"{name}.jsonl", [record])
+    with pytest.raises(DataError, match=r"jsonl:1: wrong type"):
+        find_benchmark(name, tmp_path)
+
+
+def test_fields_that_are_not_used_are_counted_and_said(tmp_path, capsys):
+    records = [one | {"url": "u", "solution": None} for one in RECORDS] + [{"problem": "r", "answer": "1", "year": 24}]
+    load_benchmark(write(tmp_path / "b.jsonl", records))
+    assert "b.jsonl: fields that are not used: url 2, year 1" in capsys.readouterr().err
+
+
+def test_a_question_as_messages(tmp_path):
+    asked = [{"role": "user", "content": "1+1?"}]
+    records = [{"prompt": asked, "answer": "2"}, {"prompt": json.dumps(asked), "answer": "2"}]
+    assert [one.problem for one in load_benchmark(write(tmp_path / "b.jsonl", records))] == ["1+1?"] * 2
+
+
+@pytest.mark.parametrize(
     ("name", "data", "message"),
     [
         ("b.jsonl.gz", b"no gzip", "b.jsonl.gz:1: damaged gzip file"),

@@ -87,6 +87,27 @@ def test_malformed_lines_are_listed_with_their_place(tmp_path, capsys):
     assert not (tmp_path / "out.jsonl.rejects.jsonl").exists()
 
 
+def test_a_byte_order_mark_costs_no_sample(tmp_path):
+    lines = [record(number, "\\boxed{7}") for number in range(2)]
+    source = write(tmp_path / "in.jsonl", b"\xef\xbb\xbf", *lines)
+    counts = grade_file(source, tmp_path / "out.jsonl", processes=1)
+    assert (counts.graded, counts.rejected) == (2, 0)
+
+
+def test_a_worked_reference_a_thought_and_fields_that_have_no_part(tmp_path, capsys):
+    given = [
+        record(0, "\\boxed{7}", answer="12 minus 5.\n#### 7", model="m", finish_reason="stop"),
+        record(1, "\\boxed{7}", reasoning_content="is it \\boxed{9}?", model="m", system="S"),
+        record(2, None, reasoning_content="is it \\boxed{7}?"),
+    ]
+    counts = grade_file(write(tmp_path / "in.jsonl", *given), tmp_path / "out.jsonl", processes=1)
+    graded = read(tmp_path / "out.jsonl")
+    assert [(one["lenient"], one["strict"]) for one in graded] == [(1, 1), (1, 1), (1, 0)]
+    assert [{name: one[name] for name in had} for had, one in zip(given, graded, strict=True)] == given
+    assert counts.unused == {"model": 2, "finish_reason": 1, "system": 1}
+    assert "fields that have no part in the grading: model 2, finish_reason 1, system 1" in capsys.readouterr().err
+
+
 def test_mistakes_are_named_and_leave_nothing(tmp_path):
     source = write(tmp_path / "in.jsonl", b"3\n")
     with pytest.raises(
