@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from megatron_offgrpo import __version__
-from megatron_offgrpo.artifacts import MANIFEST, fingerprint_of
+from megatron_offgrpo.artifacts import MANIFEST, fingerprint_of, read_manifest
 from megatron_offgrpo.config_values import to_dict
 from megatron_offgrpo.data.decontamination import BenchmarkIndex
 from megatron_offgrpo.data.grouping import grouped_parts, grouping_counts, grouping_rejects, has_rows
@@ -114,18 +114,19 @@ class _Request:
             if output.is_dir() and not any(output.iterdir()):
                 return None
             raise DataError("the output exists and is no store", where=str(output), remedy="choose another --output")
-        store = TrajectoryStore.open(output)
+        # Only what stands in the manifest: the tables of an older version are replaced without being opened.
+        request = read_manifest(output, "store", remedy="choose another --output").inputs.get("request")
         if config.force:
             return None
-        if store.manifest.inputs.get("request") == self.inputs["request"]:
-            return store
+        if request == self.inputs["request"]:
+            return TrajectoryStore.open(output)
         if config.overwrite:
             return None
         raise DataError(
             "the output holds a store made from other inputs or settings",
             where=str(output),
             expected=f"request {self.inputs['request']}",
-            got=f"request {store.manifest.inputs.get('request')}",
+            got=f"request {request}",
             remedy="pass --overwrite or choose another --output",
         )
 

@@ -201,6 +201,8 @@ def _asked(record: dict[str, Any], ignored: Counter[str]) -> tuple[Asked | None,
 def _side(record: dict[str, Any], name: str, asked: Asked | None, ignored: Counter[str]) -> tuple[Asked, Message]:
     """(what was asked, solution) of one side of a pair."""
     value = record.get(name)
+    if value is None:
+        raise RecordError("missing field", name, expected="a solution beside the other one", got=None)
     if is_messages(value):
         value = fields.from_json_text(value, name, "a text, or messages")
         if isinstance(value, list) and len(value) > 1:

@@ -182,7 +182,8 @@ def test_a_chosen_and_a_rejected_solution_are_a_group_of_two(record, system, tex
     ("record", "reason", "field"),
     [
         (PAIR, "missing field", "prompt"),
-        ({"prompt": "q", "chosen": "yes"}, "wrong type", "rejected"),
+        ({"prompt": "q", "chosen": "yes"}, "missing field", "rejected"),
+        ({"prompt": "q", "chosen": None, "rejected": "no"}, "missing field", "chosen"),
         ({"prompt": "q", "chosen": "yes", "rejected": "yes"}, "equal solutions", "rejected"),
         (SIDES | {"prompt": "another"}, "two questions", "chosen"),
         (SIDES | {"rejected": [U | {"content": "p"}, A]}, "two questions", "rejected"),
