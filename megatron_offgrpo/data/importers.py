@@ -118,6 +118,8 @@ def verl_group(record: dict[str, Any], ignored: Counter[str], answer_required: b
         trajectories.append(replace(one, reward=given, finish_reason=one.finish_reason or answer.finish_reason))
     info, model = (fields.optional_mapping(record, name) for name in ("extra_info", "reward_model"))
     fields.account(record, VERL_FIELDS, "", ignored)
+    fields.account(info, ("group_id", "index", "split"), "extra_info.", ignored)
+    fields.account(model, ("ground_truth", "style"), "reward_model.", ignored)
     return GroupRecord(
         group_id=_verl_id(record, info, system, problem),
         problem=problem,

@@ -41,6 +41,8 @@ def test_verl():
     assert (group.group_id, group.problem, group.answer, group.system) == ("openr1-train-7", "1 + 1?", "2", "Think.")
     assert [(one.text, one.reward) for one in group.trajectories] == [("two: \\boxed{2}", 1.0), ("\\boxed{3}", 0.0)]
     assert ignored == {"ability": 1}
+    parse_record(VERL | {"extra_info": {"index": 7, "topic": "sums"}}, ignored)
+    assert ignored == {"ability": 2, "extra_info.topic": 1}
 
 
 @pytest.mark.parametrize(
