@@ -17,6 +17,8 @@ _CUT_NAMES = (CUT, "max_tokens", "max_length", "model_length")
 _END_NAMES = ("stop", "eos", "eos_token", "end_turn", "stop_sequence")
 REFERENCE_MARK = "####"
 """A worked solution as a reference (GSM8K): the final answer follows this mark."""
+# A list of texts in a cell, as JSON or Python writes it; `[1, 2]` is an interval.
+_WRITTEN_TEXTS = re.compile(r"""\s*\[\s*['"]""")
 MEANINGFUL = (
     "system", "system_prompt", "options", "choices", "finish_reason", "finish_reasons", "stop_reason", "truncated",
     "reasoning_content", "reasoning", "thinking", "history", "tools", "tool_calls", "image", "images",
@@ -88,6 +90,9 @@ def answer(record: dict[str, Any], field: str, prefix: str, *, required: bool) -
     value = record.get(field)
     if value is None and not required:
         return ""
+    if isinstance(value, str) and _WRITTEN_TEXTS.match(value):
+        value = from_json_text(value, prefix + field, "a text")
+        record = {**record, field: value}
     if isinstance(value, list) and len(value) == 1:
         record, value = {**record, field: value[0]}, value[0]
     if isinstance(value, int | float) and not isinstance(value, bool) and _is_finite(value):

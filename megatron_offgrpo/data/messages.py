@@ -15,7 +15,7 @@ THOUGHT_FIELDS = ("reasoning_content", "reasoning")
 """Where servers put the thought that they cut from an answer."""
 SYSTEM_FIELDS = ("system", "system_prompt")
 # A list of messages, or one, written as a text: by JSON or by Python.
-_WRITTEN_MESSAGES = re.compile(r"""\s*(\[\s*)?\{\s*['"](role|content|from|value|name)['"]\s*:""")
+_WRITTEN_MESSAGES = re.compile(r"""\s*(\[\s*){0,2}\{[^{}]{0,200}?['"](role|content|from|value)['"]\s*:""")
 _THOUGHT = "<think>\n{}"
 _THOUGHT_ENDS = "\n</think>\n\n"
 

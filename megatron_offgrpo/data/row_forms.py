@@ -25,7 +25,10 @@ ANSWERS = ("answer", "ground_truth", "expected_answer", "final_answer", "gold")
 REWARDS = ("reward", "label", "kto_tag")
 _TRUTH_TEXTS = {"1": 1, "1.0": 1, "true": 1, "0": 0, "0.0": 0, "false": 0}
 COMPLETIONS = ("completion", "response")
-PROMPTS = ("prompt", "question", "problem")
+PROMPTS = ("prompt", "question", "problem", "query")
+
+_SAME = {"prompt": PROMPTS, "completion": COMPLETIONS}
+"""Names that mean the same as one that tells a form."""
 
 Asked = tuple[str | None, str]
 """(system text or None, question)."""
@@ -54,11 +57,11 @@ def _instruction(record: dict[str, Any]) -> Asked:
 
 def _completion(record: dict[str, Any], ignored: Counter[str]) -> Parsed:
     """TRL's `prompt` and `completion`, each a text or messages."""
-    name = next(name for name in COMPLETIONS if record.get(name) is not None)
-    asked = _prompt(record, "prompt", ignored)
+    asked_in, name = (next(one for one in names if record.get(one) is not None) for names in (PROMPTS, COMPLETIONS))
+    asked = _prompt(record, asked_in, ignored)
     if is_messages(record[name]):
-        return asked, single_answer(record[name], name, ignored), ("prompt", name)
-    return asked, Message("assistant", answer_text(record, name, "")), ("prompt", name, *THOUGHT_FIELDS)
+        return asked, single_answer(record[name], name, ignored), (asked_in, name)
+    return asked, Message("assistant", answer_text(record, name, "")), (asked_in, name, *THOUGHT_FIELDS)
 
 
 def _prompt(record: dict[str, Any], name: str, ignored: Counter[str]) -> Asked:
@@ -79,11 +82,12 @@ ROW_FORMS: dict[str, tuple[tuple[str, ...], RowForm]] = {
 
 def row_form(record: dict[str, Any]) -> str | None:
     """The form of a row of one solution; None where it has none of these."""
+    return next((form for form in ROW_FORMS if _tells(record, form)), None)
 
-    def has(name: str) -> bool:
-        return any(record.get(one) is not None for one in (COMPLETIONS if name == "completion" else (name,)))
 
-    return next((form for form, (tells, _) in ROW_FORMS.items() if all(map(has, tells))), None)
+def _tells(record: dict[str, Any], form: str) -> bool:
+    groups = [_SAME.get(name, (name,)) for name in ROW_FORMS[form][0]]
+    return all(any(record.get(name) is not None for name in names) for names in groups)
 
 
 def read_row(record: Any, form: str, ignored: Counter[str]) -> tuple[str, dict[str, Any]]:
@@ -99,7 +103,7 @@ def read_row(record: Any, form: str, ignored: Counter[str]) -> tuple[str, dict[s
     if not isinstance(record, dict):
         raise RecordError("wrong type", "record", expected="an object", got=record)
     found = row_form(record) if form == "auto" else form
-    if found is None or any(record.get(name) is None for name in ROW_FORMS[found][0] if name != "completion"):
+    if found is None or not _tells(record, found):
         known = ", or ".join(" and ".join(tells) for tells, _ in ROW_FORMS.values())
         raise RecordError("missing field", "record", expected=known, got=f"fields {', '.join(record)}")
     counted = Counter[str]()

@@ -19,6 +19,12 @@ def with_options(problem: str, options: tuple[str, ...]) -> str:
     return f"{problem}\n\n" + "\n".join(lines) + "\n\nAnswer with the letter of the right option in \\boxed{}."
 
 
+def option_columns(record: dict[str, Any]) -> tuple[str, ...]:
+    """Names of the columns that hold one option each: A, B, C, ...; none without A and B."""
+    names = tuple(name for name in ascii_uppercase if record.get(name) is not None)
+    return names if names[:2] == ("A", "B") else ()
+
+
 def read_options(value: Any, where: str) -> tuple[str, ...]:
     """The texts of the options: a list, an object by letter, or ARC's `text` and `label`; or the JSON text of one.
 

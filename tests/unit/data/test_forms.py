@@ -112,6 +112,7 @@ def test_verl_columns_as_json_text_are_decoded(name):
     [
         ({"target_lst": None, "target": "[{'role': 'assistant', 'content': 'a'}]"}, "wrong type", "target"),
         ({"target_lst": None, "target": '[{"role": "assistant", "content": "a'}, "wrong type", "target"),
+        ({"target_lst": None, "target": "[{'index': 0, 'role': 'assistant', 'content': 'a'}]"}, "wrong type", "target"),
         ({"target_lst": ['{"role": "user", "content": "a"}']}, "not an answer", "target_lst[0]"),
         ({"reward_model": "rule"}, "wrong type", "reward_model"),
         ({"reward_model": ["2"]}, "wrong type", "reward_model"),
@@ -195,14 +196,22 @@ def test_a_thought_beside_a_text_goes_before_it():
 
 @pytest.mark.parametrize(
     ("answer", "expected"),
-    [("Tom has 3 cats.\nThe answer is 12 minus 5.\n#### 7", "7"), ("#### 7\n#### 8 ", "8"), (["3 #### 7"], "7")],
+    [
+        ("Tom has 3 cats.\nThe answer is 12 minus 5.\n#### 7", "7"),
+        ("#### 7\n#### 8 ", "8"),
+        (["3 #### 7"], "7"),
+        ('["7"]', "7"),
+        ("[1, 2]", "[1, 2]"),
+    ],
 )
 def test_a_worked_reference_is_cut_at_its_mark(answer, expected):
     assert parse_record(group(answer=answer), Counter()).answer == expected
     assert parse_record(VERL | {"reward_model": {"ground_truth": answer}}, Counter()).answer == expected
 
 
-@pytest.mark.parametrize("answer", ["nan", "NaN ", "7 ####", "####", float("nan"), float("inf"), None, True])
+@pytest.mark.parametrize(
+    "answer", ["nan", "NaN ", "7 ####", "####", "['7']", '["7", "8"]', float("nan"), float("inf"), None, True]
+)
 def test_what_is_no_reference_is_refused(answer):
     with pytest.raises(RecordError):
         parse_record(group(answer=answer), Counter())

@@ -72,6 +72,7 @@ def row(record, form="auto"):
         ("completion", {"prompt": "q", "completion": "a", "answer": "2 #### 7"}, (None, "q", "7", "a", None, None)),
         ("completion", {"prompt": [S, U], "completion": [A], "label": True}, ("S", "q", "", "a", None, 1.0)),
         ("completion", {"prompt": "q", "response": "a", "label": "0"}, (None, "q", "", "a", None, 0.0)),
+        ("completion", {"query": "q", "response": "a"}, (None, "q", "", "a", None, None)),
         ("completion", {"prompt": json.dumps([U]), "completion": json.dumps([A])}, (None, "q", "", "a", None, None)),
     ],
 )

@@ -125,6 +125,14 @@ def test_fields_that_are_not_used_are_counted_and_said(tmp_path, capsys):
     assert "b.jsonl: fields that are not used: url 2, year 1" in capsys.readouterr().err
 
 
+def test_a_context_stands_before_its_question(tmp_path):
+    records = [
+        {"context": "Let x = 2.", "problem": "x?", "answer": "2"},
+        {"context": None, "problem": "1?", "answer": "1"},
+    ]
+    assert [one.problem for one in load_benchmark(write(tmp_path / "b.jsonl", records))] == ["Let x = 2.\n\nx?", "1?"]
+
+
 def test_a_question_as_messages(tmp_path):
     asked = [{"role": "user", "content": "1+1?"}]
     records = [{"prompt": asked, "answer": "2"}, {"prompt": json.dumps(asked), "answer": "2"}]

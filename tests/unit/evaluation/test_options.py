@@ -92,6 +92,18 @@ def test_options_in_the_cells_of_a_table(tmp_path):
     assert "\nA. 12\nB. 13\n" in question.problem
 
 
+@pytest.mark.parametrize("columns", ["ABC", "ABCDE"])
+def test_options_in_a_column_each(tmp_path, columns):
+    cells = dict.fromkeys(columns) | dict(zip("ABC", THREE, strict=True))
+    path = write_lines(tmp_path / "b.jsonl", [{"question": "How long?", **cells, "answer": "C"}])
+    ((question),) = load_benchmark(path)
+    assert (question.answer, question.choices) == ("C", 3)
+    assert question.problem.startswith("How long?\n\nA. 12 cm\nB. 13 cm\nC. 14 cm\n\n")
+    gap = {"question": "How long?", "A": "x", "B": "y", "D": "z", "answer": "B"}
+    with pytest.raises(DataError, match="unknown labels of options: A; expected A, B, C"):
+        load_benchmark(write_lines(tmp_path / "gap.jsonl", [gap]))
+
+
 def test_a_benchmark_whose_answer_is_no_option_is_refused(tmp_path):
     path = write_lines(tmp_path / "b.jsonl", [{"problem": "How long?", "options": THREE, "answer": 1}])
     with pytest.raises(DataError, match=r"b\.jsonl:1: the answer is none of the options: answer; expected one of the"):
