@@ -115,7 +115,7 @@ def reference(record: dict[str, Any], field: str, prefix: str, *, required: bool
 
 
 def _names(record: dict[str, Any]) -> str:
-    return f"fields {', '.join(map(str, record))}"
+    return f"fields {', '.join(map(str, record))}" if record else "no field"
 
 
 def _is_finite(value: int | float) -> bool:

@@ -159,7 +159,7 @@ def _answer(record: dict[str, Any], metadata: dict[str, Any], *, required: bool)
         for name in ANSWERS:
             if one.get(name) is not None:
                 return fields.reference(one, name, prefix, required=required)
-    return fields.reference({}, "answer", "", required=required)
+    return fields.reference(record, ANSWERS[0], "", required=required)
 
 
 def pair_group(record: dict[str, Any], ignored: Counter[str], answer_required: bool) -> GroupRecord:

@@ -110,6 +110,10 @@ def test_datasets_that_cannot_be_read_are_one_line(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="cannot read this dataset") as caught:
         list(open_source(str(tmp_path / "text"), "train").parts())
     assert "\n" not in str(caught.value)
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables" / "train.csv").write_text("problem,answer\np,1.50\n")
+    with pytest.raises(DataError, match=r"a folder of tables without types.*--input .*tables/train\.csv"):
+        open_source(str(tmp_path / "tables"), "train")
     with pytest.raises(DataError, match=r"on the hub: hf:some/name"):
         open_source("some/name", "train")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

@@ -204,6 +204,7 @@ def test_a_pair_without_a_reference_says_which_label_needs_none():
         parse_record(PAIR | {"prompt": "q"}, Counter())
     assert (caught.value.reason, caught.value.field) == ("missing field", "answer")
     assert "--label given" in caught.value.expected
+    assert caught.value.got == "fields chosen, rejected, prompt"
     assert parse_record(PAIR | {"prompt": "q", "answer": "yes"}, Counter()).answer == "yes"
 
 
