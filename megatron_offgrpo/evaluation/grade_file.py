@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from megatron_offgrpo.data import fields
 from megatron_offgrpo.data.grading import GradingPool
@@ -18,7 +18,7 @@ from megatron_offgrpo.errors import ConfigError, DataError
 from megatron_offgrpo.evaluation.grading import Solution, score
 from megatron_offgrpo.evaluation.json_lines import json_line
 from megatron_offgrpo.evaluation.options import read_options, right_letter
-from megatron_offgrpo.progress import progress, say
+from megatron_offgrpo.progress import Advance, progress, say
 
 FORM = "records with group_id, sample_id, problem, answer and text"
 USED = ("group_id", "sample_id", "problem", "answer", "text", "choices", "options", *THOUGHT_FIELDS)
@@ -62,24 +62,7 @@ def grade_file(source: Path, output: Path, *, processes: int | None = None, seco
             progress(f"grading {source.name} (percent)", 100) as advance,
         ):
             pending: list[dict[str, Any]] = []
-
-            def solutions() -> Iterator[Solution]:
-                done = 0.0
-                for part in read_parts(source):
-                    for where, record in part.records():
-                        try:
-                            solution = _solution(record, counts.unused)
-                        except RecordError as error:
-                            name = record.get("group_id") if isinstance(record, dict) else None
-                            rejected.write(json.dumps(asdict(reject_of(where, name, error))) + "\n")
-                            counts.rejected += 1
-                            continue
-                        pending.append(record)
-                        yield solution
-                    advance(100 * (part.share - done))
-                    done = part.share
-
-            for scored in score(solutions(), pool):
+            for scored in score(_solutions(source, pending, rejected, counts, advance), pool):
                 record = pending.pop(0) | {
                     "strict": scored.strict,
                     "lenient": scored.lenient,
@@ -105,6 +88,26 @@ def grade_file(source: Path, output: Path, *, processes: int | None = None, seco
         for path in temporary.values():
             path.unlink(missing_ok=True)
     return counts
+
+
+def _solutions(
+    source: Path, pending: list[dict[str, Any]], rejected: TextIO, counts: GradeCounts, advance: Advance
+) -> Iterator[Solution]:
+    """What is to be graded, in order; its record goes to `pending`, what cannot be graded to `rejected`."""
+    done = 0.0
+    for part in read_parts(source):
+        for where, record in part.records():
+            try:
+                solution = _solution(record, counts.unused)
+            except RecordError as error:
+                name = record.get("group_id") if isinstance(record, dict) else None
+                rejected.write(json.dumps(asdict(reject_of(where, name, error))) + "\n")
+                counts.rejected += 1
+                continue
+            pending.append(record)
+            yield solution
+        advance(100 * (part.share - done))
+        done = part.share
 
 
 def _publish(counts: GradeCounts, temporary: dict[Path, Path], output: Path, rejects: Path) -> None:
