@@ -5,7 +5,9 @@ from typing import Literal
 
 LabelMode = Literal["math-verify", "majority", "given"]
 SelectMode = Literal["released", "balanced", "random"]
-FormName = Literal["auto", "groups", "solutions", "verl", "openr1", "sharegpt"]
+FormName = Literal[
+    "auto", "groups", "solutions", "verl", "openr1", "preference", "sharegpt", "messages", "alpaca", "completion"
+]
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class PrepareConfig:
     """What `offgrpo prepare` does."""
 
     inputs: tuple[str, ...] = ()
-    """Files (.jsonl, .jsonl.gz, .parquet), folders of a Hugging Face dataset, or `hf:NAME`; read in this order."""
+    """Files (.jsonl, .json, .csv, each also .gz, .parquet), folders of a dataset, or `hf:NAME`; read in this order."""
     tokenizer: str = ""
     """Hugging Face folder of the student; its tokenizer and chat template are used."""
     output: str = ""

@@ -7,13 +7,15 @@ from typing import Annotated, Any, Literal
 import typer
 
 from megatron_offgrpo.cli.options import Force, print_lines
+from megatron_offgrpo.data_config import FormName
 
 
 def prepare(
     input: Annotated[
         list[str] | None,
         typer.Option(
-            "--input", help="File (.jsonl, .jsonl.gz, .parquet), folder of a dataset, or hf:NAME; repeatable."
+            "--input",
+            help="File (.jsonl, .json, .csv, each also .gz, .parquet), folder of a dataset, or hf:NAME; repeatable.",
         ),
     ] = None,
     tokenizer: Annotated[
@@ -21,9 +23,7 @@ def prepare(
     ] = None,
     output: Annotated[str | None, typer.Option("--output", help="Folder of the store.")] = None,
     recipe: Annotated[str | None, typer.Option("--recipe", help="Start from a recipe for data in recipes/.")] = None,
-    format: Annotated[
-        Literal["auto", "groups", "solutions", "verl", "openr1", "sharegpt"] | None, typer.Option("--format")
-    ] = None,
+    format: Annotated[FormName | None, typer.Option("--format")] = None,
     split: Annotated[str | None, typer.Option("--split", help="Split of a dataset.")] = None,
     where: Annotated[list[str] | None, typer.Option("--where", help="field=value of raw records; repeatable.")] = None,
     label: Annotated[

@@ -190,8 +190,8 @@ def _interval(scores: dict[str, Any]) -> str:
 
 
 def grade(
-    input: Annotated[Path, typer.Option("--input", help="JSON lines: group_id, sample_id, problem, answer, text.")],
-    output: Annotated[Path, typer.Option("--output", help="The same lines with strict, lenient, extracted, reason.")],
+    input: Annotated[Path, typer.Option("--input", help="Records: group_id, sample_id, problem, answer, text.")],
+    output: Annotated[Path, typer.Option("--output", help="JSON lines: with strict, lenient, extracted, reason.")],
     processes: Annotated[int | None, typer.Option("--processes", min=1, help="One for each CPU.")] = None,
     seconds: Annotated[float, typer.Option("--seconds", help="CPU seconds that one solution may take.")] = 5.0,
 ) -> None:
@@ -203,7 +203,7 @@ def grade(
         [
             f"{counts.graded} graded: {counts.lenient} right ({100 * counts.lenient / counts.graded:.1f} %), "
             f"{counts.strict} in the strict form ({100 * counts.strict / counts.graded:.1f} %); "
-            f"{counts.rejected} line(s) rejected"
+            f"{counts.rejected} record(s) rejected"
         ]
     )
 

@@ -1,19 +1,19 @@
 """Problems that stand in a benchmark: shared word n-grams (Brown et al. 2020, appendix C) or equal text."""
 
-import gzip
-import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_offgrpo.data.readers import EXTENSIONS, read_parts
-from megatron_offgrpo.data.rejects import RecordError
+from megatron_offgrpo.data import fields
+from megatron_offgrpo.data.messages import is_messages, question, read_messages
+from megatron_offgrpo.data.readers import sound_records
+from megatron_offgrpo.data.rejects import RecordError, data_error
 from megatron_offgrpo.data.text_measures import normalised, words
 from megatron_offgrpo.errors import DataError
 
 PROBLEM_FIELDS = ("problem", "question", "prompt")
-ARRAYS = (".json", ".json.gz")
 
 
 @dataclass(frozen=True)
@@ -59,42 +59,29 @@ class BenchmarkIndex:
 
 
 def read_problems(path: Path) -> Iterator[tuple[str, str]]:
-    """(file:line, problem) of a benchmark: .jsonl, .jsonl.gz, .parquet, or one JSON array (.json, .json.gz).
+    """(file:line, problem) of a benchmark file.
 
     Raises:
         DataError: an unreadable file, a record without a problem, or no record.
     """
-    if not path.name.endswith((*EXTENSIONS, *ARRAYS)):
-        expected = " or ".join((*EXTENSIONS, *ARRAYS))
-        raise DataError("unknown kind of benchmark file", where=str(path), expected=expected)
-    found = _array(path) if path.name.endswith(ARRAYS) else (one for part in read_parts(path) for one in part.records())
     count = 0
-    for where, record in found:
+    for where, record in sound_records(path):
         count += 1
-        yield where, _problem(record, where)
+        try:
+            yield where, _problem(record)
+        except RecordError as error:
+            raise data_error(where, error) from None
     if not count:
         raise DataError("no problem in this benchmark", where=str(path))
 
 
-def _problem(record: Any, where: str) -> str:
-    if isinstance(record, RecordError):
-        raise DataError(record.reason, where=where, expected=record.expected, got=record.got)
-    value = (
-        next((record[name] for name in PROBLEM_FIELDS if record.get(name)), None) if isinstance(record, dict) else None
-    )
-    if isinstance(value, list) and value and isinstance(value[-1], dict):
-        value = value[-1].get("content")  # a list of chat messages
-    if not isinstance(value, str):
-        raise DataError("a benchmark record without a problem", where=where, expected=" or ".join(PROBLEM_FIELDS))
-    return value
-
-
-def _array(path: Path) -> Iterator[tuple[str, Any]]:
-    try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        values = json.loads(data)
-    except (OSError, EOFError, ValueError, RecursionError) as cause:
-        raise DataError(f"unreadable benchmark ({cause})", where=str(path)) from None
-    if not isinstance(values, list):
-        raise DataError("not a benchmark", where=str(path), expected="a JSON array", got=type(values).__name__)
-    yield from ((f"{path}:{index}", value) for index, value in enumerate(values, start=1))
+def _problem(record: dict[str, Any]) -> str:
+    name = next((name for name in PROBLEM_FIELDS if record.get(name)), None)
+    if name is None:
+        got = f"fields {', '.join(record)}"
+        raise RecordError(
+            "a benchmark record without a problem", "record", expected=" or ".join(PROBLEM_FIELDS), got=got
+        )
+    if is_messages(record[name]):
+        return question(read_messages(record[name], name, Counter()), name)[1]
+    return fields.required_text(record, name, "", may_be_blank=False)

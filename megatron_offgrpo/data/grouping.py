@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from megatron_offgrpo.artifacts import atomic_folder, write_json_atomically
-from megatron_offgrpo.data.importers import meets, sharegpt_row
+from megatron_offgrpo.data.importers import form_of, meets
 from megatron_offgrpo.data.readers import Part, read_parts
 from megatron_offgrpo.data.rejects import RecordError, Reject, reject_of
+from megatron_offgrpo.data.row_forms import ROW_FORMS, read_row
 from megatron_offgrpo.data.sources import Source
 from megatron_offgrpo.progress import progress
 
@@ -23,25 +24,25 @@ BUCKET_BYTES = 32 << 20
 MAX_BUCKETS = 256
 
 
-def is_sharegpt(source: Source, form: str) -> bool:
-    """Whether the source has rows of conversations: as told, or by its first readable record."""
+def has_rows(source: Source, form: str) -> bool:
+    """Whether the source has rows of one solution each: as told, or by its first readable record."""
     if form != "auto":
-        return form == "sharegpt"
+        return form in ROW_FORMS
     for part in source.parts():
         for _, record in part.records():
             if isinstance(record, dict):
-                return "conversations" in record and not {"trajectories", "solutions", "generations"} & set(record)
+                return form_of(record) in ROW_FORMS
     return False
 
 
-def grouped_parts(source: Source, folder: Path, conditions: list[tuple[list[str], str]]) -> Iterator[Part]:
+def grouped_parts(source: Source, folder: Path, conditions: list[tuple[list[str], str]], form: str) -> Iterator[Part]:
     """The parts of the source's groups, in the order in which their problems first appear.
 
     `folder` keeps the grouped file, so that a second process or a second start does not group again.
     """
     if not (folder / COUNTS_FILE).is_file():
         with atomic_folder(folder) as temporary:
-            _group(source, temporary, conditions)
+            _group(source, temporary, conditions, form)
     for part in read_parts(folder / GROUPS_FILE):
         yield replace(part, grouped=True)
 
@@ -53,19 +54,20 @@ def grouping_rejects(folder: Path) -> Iterator[Reject]:
             yield Reject(**json.loads(line))
 
 
-def grouping_counts(folder: Path) -> dict[str, int]:
-    """`rows`, and `not_asked_for` among them."""
-    counts: dict[str, int] = json.loads((folder / COUNTS_FILE).read_text("utf-8"))
+def grouping_counts(folder: Path) -> dict[str, Any]:
+    """`rows`, `not_asked_for` among them, and `ignored_fields`: name -> rows."""
+    counts: dict[str, Any] = json.loads((folder / COUNTS_FILE).read_text("utf-8"))
     return counts
 
 
-def _group(source: Source, folder: Path, conditions: list[tuple[list[str], str]]) -> None:
+def _group(source: Source, folder: Path, conditions: list[tuple[list[str], str]], form: str) -> None:
     num_bytes = source.num_bytes
     num_buckets = MAX_BUCKETS if num_bytes is None else min(MAX_BUCKETS, 1 + num_bytes // BUCKET_BYTES)
     buckets = [folder / f"bucket-{index:03d}.jsonl" for index in range(num_buckets)]
-    counts = _scatter(source, buckets, folder / REJECTS_FILE, conditions)
-    for bucket in buckets:
-        _gather(bucket)
+    counts = _scatter(source, buckets, folder / REJECTS_FILE, conditions, form)
+    with (folder / REJECTS_FILE).open("a", encoding="ascii") as rejects:
+        for bucket in buckets:
+            _gather(bucket, rejects)
     with ExitStack() as stack, (folder / GROUPS_FILE).open("w", encoding="ascii") as out:
         files = [stack.enter_context(bucket.open(encoding="ascii")) for bucket in buckets]
         for line in heapq.merge(*files, key=lambda line: int(line[: line.index("\t")])):
@@ -75,9 +77,9 @@ def _group(source: Source, folder: Path, conditions: list[tuple[list[str], str]]
     write_json_atomically(folder / COUNTS_FILE, counts)
 
 
-def _scatter(source: Source, buckets: list[Path], rejects: Path, conditions: Any) -> dict[str, int]:
+def _scatter(source: Source, buckets: list[Path], rejects: Path, conditions: Any, form: str) -> dict[str, Any]:
     """Each row into the bucket of its problem, with its number and place."""
-    number, counts, done = 0, Counter[str](), 0.0
+    number, counts, ignored, done = 0, Counter[str](), Counter[str](), 0.0
     with ExitStack() as stack:
         files = [stack.enter_context(bucket.open("w", encoding="ascii")) for bucket in buckets]
         rejected = stack.enter_context(rejects.open("w", encoding="ascii"))
@@ -90,35 +92,40 @@ def _scatter(source: Source, buckets: list[Path], rejects: Path, conditions: Any
                     continue
                 number += 1
                 try:
-                    key, row = _row(record)
+                    key, row = read_row(record, form, ignored)
                 except RecordError as error:
-                    rejected.write(json.dumps(asdict(reject_of(where, None, error))) + "\n")
+                    _reject(rejected, where, error)
                     continue
                 files[zlib.crc32(key.encode()) % len(files)].write(json.dumps([number, key, where, row]) + "\n")
             advance(100 * (part.share - done))
             done = part.share
-    return dict(counts)
+    return {**counts, "ignored_fields": dict(ignored)}
 
 
-def _row(record: Any) -> tuple[str, dict[str, Any]]:
-    if isinstance(record, RecordError):
-        raise record
-    if not isinstance(record, dict):
-        raise RecordError("wrong type", "record", expected="an object", got=record)
-    return sharegpt_row(record)
+def _reject(file: TextIO, where: str, error: RecordError) -> None:
+    file.write(json.dumps(asdict(reject_of(where, None, error))) + "\n")
 
 
-def _gather(bucket: Path) -> None:
-    """Rewrites a bucket as lines `number of the first row TAB [place, group]`, ascending."""
+def _gather(bucket: Path, rejects: TextIO) -> None:
+    """Rewrites a bucket as lines `number of the first row TAB [place, group]`, ascending.
+
+    A group has one reference answer, though not every row need give it; a row with another one is left out.
+    """
     groups: dict[str, tuple[int, str, dict[str, Any]]] = {}
     with bucket.open(encoding="ascii") as file:
         for line in file:
             number, key, where, row = json.loads(line)
             row["trajectories"][0]["sample_id"] = where
-            if key in groups:
-                groups[key][2]["trajectories"] += row["trajectories"]
-            else:
+            if key not in groups:
                 groups[key] = number, where, row
+                continue
+            _, first, group = groups[key]
+            if row["answer"] and group["answer"] and row["answer"] != group["answer"]:
+                expected = f"{group['answer']}, as the rows before since {first}"
+                _reject(rejects, where, RecordError("another answer", "answer", expected=expected, got=row["answer"]))
+                continue
+            group["answer"] = group["answer"] or row["answer"]
+            group["trajectories"] += row["trajectories"]
     with bucket.open("w", encoding="ascii") as file:
         for number, where, row in groups.values():
             file.write(f"{number}\t{json.dumps([where, row])}\n")

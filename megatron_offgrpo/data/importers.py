@@ -2,12 +2,22 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from megatron_offgrpo.artifacts import fingerprint_of
 from megatron_offgrpo.data import fields
+from megatron_offgrpo.data.messages import (
+    SYSTEM_FIELDS,
+    THOUGHT_FIELDS,
+    answer_text,
+    question,
+    read_messages,
+    single_answer,
+    system_of,
+)
 from megatron_offgrpo.data.rejects import RecordError
+from megatron_offgrpo.data.row_forms import ROW_FORMS, pair_group, row_form
 from megatron_offgrpo.errors import ConfigError
 from megatron_offgrpo.types import GroupRecord, TrajectoryRecord
 
@@ -16,27 +26,19 @@ from megatron_offgrpo.types import GroupRecord, TrajectoryRecord
 class Names:
     """The names that a kind of record with a list of trajectories gives to its fields."""
 
-    group_id: str = "group_id"
-    problem: str = "problem"
     answer: str = "answer"
-    system: str = "system"
     trajectories: str = "trajectories"
-    text: str = "text"
     reward: str = "reward"
-    logprobs: str = "logprobs"
     source: str = "source"
-    on_policy: str = "on_policy"
-    sample_id: str = "sample_id"
-    finish_reason: str = "finish_reason"
 
     @property
     def group_fields(self) -> tuple[str, ...]:
-        return self.group_id, self.problem, self.answer, self.system, self.trajectories
+        return "group_id", "problem", self.answer, self.trajectories, *SYSTEM_FIELDS
 
     @property
     def trajectory_fields(self) -> tuple[str, ...]:
-        own = (self.text, self.reward, self.logprobs, self.source, self.on_policy)
-        return *own, self.sample_id, self.finish_reason
+        own = ("text", self.reward, "logprobs", self.source, "on_policy", "sample_id", "finish_reason")
+        return *own, *THOUGHT_FIELDS
 
 
 OURS = Names()
@@ -45,74 +47,85 @@ SOLUTIONS = Names(answer="gold", trajectories="solutions", reward="label", sourc
 
 def named_group(record: dict[str, Any], names: Names, ignored: Counter[str], answer_required: bool) -> GroupRecord:
     """A record with a list of trajectories: our own groups, and `gold`/`solutions`/`label`."""
-    found = record.get(names.trajectories)
     if names.trajectories not in record:
         got = f"fields {', '.join(record)}"
         raise RecordError("missing field", names.trajectories, expected="a list of trajectories", got=got)
-    raw = fields.non_empty_list(found, names.trajectories, "trajectories")
+    raw = fields.non_empty_list(record[names.trajectories], names.trajectories, "trajectories")
     group = GroupRecord(
-        group_id=fields.identifier(record, names.group_id),
-        problem=fields.required_text(record, names.problem, "", may_be_blank=False),
-        answer=fields.answer(record, names.answer, "", required=answer_required),
-        system=fields.text(record, names.system, ""),
-        trajectories=tuple(_trajectory(one, f"{names.trajectories}[{index}]", names) for index, one in enumerate(raw)),
+        group_id=fields.identifier(record, "group_id"),
+        problem=fields.required_text(record, "problem", "", may_be_blank=False),
+        answer=fields.reference(record, names.answer, "", required=answer_required),
+        system=system_of(record),
+        trajectories=tuple(
+            _trajectory(one, f"{names.trajectories}[{index}]", names, ignored) for index, one in enumerate(raw)
+        ),
     )
-    ignored.update(name for name in record if name not in names.group_fields)
-    for one in raw:
-        ignored.update(f"{names.trajectories}[].{name}" for name in one if name not in names.trajectory_fields)
+    fields.account(record, names.group_fields, "", ignored)
     return group
 
 
-def _trajectory(raw: Any, where: str, names: Names) -> TrajectoryRecord:
-    fields.mapping(raw, where)
-    on_policy = raw.get(names.on_policy)
+def _trajectory(value: Any, where: str, names: Names, ignored: Counter[str]) -> TrajectoryRecord:
+    raw = fields.mapping(value, where)
+    on_policy = raw.get("on_policy")
     if not (on_policy is None or isinstance(on_policy, bool)):
-        raise RecordError("wrong type", f"{where}.{names.on_policy}", expected="true or false", got=on_policy)
-    return TrajectoryRecord(
-        text=fields.required_text(raw, names.text, f"{where}.", may_be_blank=True),
+        raise RecordError("wrong type", f"{where}.on_policy", expected="true or false", got=on_policy)
+    logprobs = fields.logprobs(raw.get("logprobs"), f"{where}.logprobs")
+    thought = next((name for name in THOUGHT_FIELDS if raw.get(name)), None)
+    if logprobs is not None and thought is not None:
+        expected = "none beside log-probs, which stand for the tokens of `text`"
+        raise RecordError("field without a use", f"{where}.{thought}", expected=expected, got=raw[thought])
+    trajectory = TrajectoryRecord(
+        text=answer_text(raw, "text", f"{where}."),
         reward=fields.reward(raw.get(names.reward), f"{where}.{names.reward}"),
-        logprobs=fields.logprobs(raw.get(names.logprobs), f"{where}.{names.logprobs}"),
+        logprobs=logprobs,
         source=fields.text(raw, names.source, f"{where}."),
         on_policy=bool(on_policy),
-        sample_id=fields.text(raw, names.sample_id, f"{where}."),
-        finish_reason=fields.text(raw, names.finish_reason, f"{where}."),
+        sample_id=fields.text(raw, "sample_id", f"{where}."),
+        finish_reason=fields.finish_reason(raw.get("finish_reason"), f"{where}.finish_reason"),
     )
+    fields.account(raw, names.trajectory_fields, f"{where}.", ignored)
+    return trajectory
 
 
-VERL_FIELDS = ("prompt", "target", "target_lst", "target_rewards", "reward_model", "extra_info", "data_source")
+VERL_FIELDS = (
+    "prompt", "target", "target_lst", "target_rewards", "target_info", "reward_model", "extra_info", "data_source",
+    *SYSTEM_FIELDS,
+)  # fmt: skip
 
 
 def verl_group(record: dict[str, Any], ignored: Counter[str], answer_required: bool) -> GroupRecord:
     """verl's row with off-policy targets, as LUFFY and KRAFTON's offline GRPO train on.
 
     `prompt` is a list of messages; `target_lst` (or a single `target`) holds the solutions, each a text, a message or a
-    list of messages; `target_rewards` their rewards; `reward_model.ground_truth` the reference answer.
+    list with one message; `target_rewards` their rewards; `reward_model.ground_truth` the reference answer. Lists and
+    objects may stand as JSON text. `target_info` is what `offgrpo export` knows of each solution beside its text.
     """
-    system, problem = _question(record.get("prompt"), "prompt", "role", "content")
+    system, problem = question(read_messages(record.get("prompt"), "prompt", ignored), "prompt")
+    system = system_of(record, system)
     single = record.get("target_lst") is None
     name = "target" if single else "target_lst"
     value = record.get(name)
     raw = [value] if single and value is not None else fields.non_empty_list(value, name, "trajectories")
-    rewards = record.get("target_rewards")
-    if rewards is not None and (not isinstance(rewards, list) or len(rewards) != len(raw)):
-        expected = f"a list of {len(raw)}, one for each of {name}"
-        raise RecordError("wrong number of rewards", "target_rewards", expected=expected, got=rewards)
-    texts = [_target(one, name if single else f"{name}[{index}]") for index, one in enumerate(raw)]
-    judged = rewards or [None] * len(raw)
-    info = record.get("extra_info") if isinstance(record.get("extra_info"), dict) else {}
-    model = record.get("reward_model") if isinstance(record.get("reward_model"), dict) else {}
-    assert info is not None
-    assert model is not None
-    ignored.update(name for name in record if name not in VERL_FIELDS)
+    rewards = fields.one_each(record, "target_rewards", "rewards", len(raw))
+    infos = fields.one_each(record, "target_info", "entries", len(raw))
+    trajectories = []
+    for index, (value, reward, known) in enumerate(zip(raw, rewards, infos, strict=True)):
+        answer = single_answer(value, name if single else f"{name}[{index}]", ignored)
+        where = f"target_info[{index}]"
+        facts = {} if known is None else fields.mapping(known, where)
+        one = _trajectory(facts | {"text": answer.text}, where, OURS, ignored)
+        given = fields.reward(reward, f"target_rewards[{index}]")
+        trajectories.append(replace(one, reward=given, finish_reason=one.finish_reason or answer.finish_reason))
+    info, model = (fields.optional_mapping(record, name) for name in ("extra_info", "reward_model"))
+    fields.account(record, VERL_FIELDS, "", ignored)
+    fields.account(info, ("group_id", "index", "split"), "extra_info.", ignored)
+    fields.account(model, ("ground_truth", "style"), "reward_model.", ignored)
     return GroupRecord(
         group_id=_verl_id(record, info, system, problem),
         problem=problem,
-        answer=fields.answer(model, "ground_truth", "reward_model.", required=answer_required),
+        answer=fields.reference(model, "ground_truth", "reward_model.", required=answer_required),
         system=system,
-        trajectories=tuple(
-            TrajectoryRecord(text, fields.reward(one, f"target_rewards[{index}]"))
-            for index, (text, one) in enumerate(zip(texts, judged, strict=True))
-        ),
+        trajectories=tuple(trajectories),
     )
 
 
@@ -126,84 +139,33 @@ def _verl_id(record: dict[str, Any], info: dict[str, Any], system: str | None, p
     return fingerprint_of(system, problem)
 
 
-def _target(value: Any, where: str) -> str:
-    if isinstance(value, list) and len(value) == 1:
-        value, where = value[0], f"{where}[0]"
-    if isinstance(value, dict):
-        return fields.required_text(value, "content", f"{where}.", may_be_blank=True)
-    if isinstance(value, list):
-        raise RecordError("not one answer", where, expected="a text or one message", got=f"{len(value)} messages")
-    return fields.checked_text(value, where)
-
-
-def _question(value: Any, where: str, role: str, content: str) -> tuple[str | None, str]:
-    """(system text or None, the one question) of a list of messages without an answer."""
-    messages = fields.non_empty_list(value, where, "messages")
-    texts: dict[str, list[str]] = {"system": [], "user": []}
-    for index, message in enumerate(messages):
-        place = f"{where}[{index}]"
-        who = fields.mapping(message, place).get(role)
-        name = {"human": "user"}.get(str(who), str(who))
-        if name not in texts:
-            raise RecordError("unknown role", f"{place}.{role}", expected="system or user", got=who)
-        texts[name].append(fields.required_text(message, content, f"{place}.", may_be_blank=name == "system"))
-    if len(texts["user"]) != 1 or len(texts["system"]) > 1:
-        got = f"{len(texts['system'])} system and {len(texts['user'])} user messages"
-        raise RecordError("not one question", where, expected="one question, at most one system text", got=got)
-    return (texts["system"][0] if texts["system"] else None), texts["user"][0]
-
-
-OPENR1_FIELDS = ("problem", "answer", "uuid", "generations", "correctness_math_verify")
+OPENR1_FIELDS = (
+    "problem", "answer", "uuid", "generations", "correctness_math_verify", "finish_reasons", *SYSTEM_FIELDS,
+)  # fmt: skip
 
 
 def openr1_group(record: dict[str, Any], ignored: Counter[str], answer_required: bool) -> GroupRecord:
     """OpenR1-Math's row: `generations` of one `problem`, with math-verify's verdicts where it has them."""
     raw = fields.non_empty_list(record.get("generations"), "generations", "trajectories")
-    verdicts = record.get("correctness_math_verify") or [None] * len(raw)
-    if not isinstance(verdicts, list) or len(verdicts) != len(raw):
-        expected = f"a list of {len(raw)}, one for each of generations"
-        raise RecordError("wrong number of rewards", "correctness_math_verify", expected=expected, got=verdicts)
-    ignored.update(name for name in record if name not in OPENR1_FIELDS)
-    problem = fields.required_text(record, "problem", "", may_be_blank=False)
+    verdicts = fields.one_each(record, "correctness_math_verify", "rewards", len(raw))
+    reasons = fields.one_each(record, "finish_reasons", "finish reasons", len(raw))
+    problem, system = fields.required_text(record, "problem", "", may_be_blank=False), system_of(record)
+    fields.account(record, OPENR1_FIELDS, "", ignored)
+    named = record.get("uuid") is not None
     return GroupRecord(
-        group_id=fields.identifier(record, "uuid") if record.get("uuid") is not None else fingerprint_of(problem),
+        group_id=fields.identifier(record, "uuid") if named else fingerprint_of(*([system] if system else []), problem),
         problem=problem,
-        answer=fields.answer(record, "answer", "", required=answer_required),
+        answer=fields.reference(record, "answer", "", required=answer_required),
+        system=system,
         trajectories=tuple(
             TrajectoryRecord(
                 fields.checked_text(text, f"generations[{index}]"),
                 fields.reward(verdict, f"correctness_math_verify[{index}]"),
+                finish_reason=fields.finish_reason(reason, f"finish_reasons[{index}]"),
             )
-            for index, (text, verdict) in enumerate(zip(raw, verdicts, strict=True))
+            for index, (text, verdict, reason) in enumerate(zip(raw, verdicts, reasons, strict=True))
         ),
     )
-
-
-def sharegpt_row(record: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """(key of the problem, row of our own form with one trajectory) of a conversation of one question and one answer.
-
-    The key is `metadata.hash_problem` where there is one, else the hash of system text and question.
-    """
-    turns = fields.non_empty_list(record.get("conversations"), "conversations", "messages")
-    last = fields.mapping(turns[-1], f"conversations[{len(turns) - 1}]")
-    if last.get("from") not in ("gpt", "assistant"):
-        where = f"conversations[{len(turns) - 1}].from"
-        raise RecordError("no answer", where, expected="gpt or assistant", got=last.get("from"))
-    system, problem = _question(turns[:-1], "conversations", "from", "value")
-    text = fields.required_text(last, "value", f"conversations[{len(turns) - 1}].", may_be_blank=True)
-    metadata = record.get("metadata") if isinstance(record.get("metadata"), dict) else {}
-    assert metadata is not None
-    named = metadata.get("hash_problem") is not None
-    key = fields.identifier(metadata, "hash_problem") if named else fingerprint_of(system, problem)
-    answers = (one.get(name) for one in (record, metadata) for name in ("answer", "ground_truth", "expected_answer"))
-    answer = next((one for one in answers if one is not None), None)
-    return key, {
-        "group_id": key,
-        "problem": problem,
-        "answer": fields.answer({"answer": answer}, "answer", "", required=False),
-        "system": system,
-        "trajectories": [{"text": text, "source": fields.text(metadata, "model", "metadata.")}],
-    }
 
 
 Importer = Callable[[dict[str, Any], Counter[str], bool], GroupRecord]
@@ -212,8 +174,15 @@ FORMS: dict[str, tuple[tuple[str, ...], Importer]] = {
     "solutions": (("solutions",), lambda record, *rest: named_group(record, SOLUTIONS, *rest)),
     "verl": (("target_lst", "target"), verl_group),
     "openr1": (("generations",), openr1_group),
+    "preference": (("chosen", "rejected"), pair_group),
 }
-"""Name -> (fields of which one tells the form, importer). ShareGPT rows are grouped first; see `grouping`."""
+"""Name -> (fields of which one tells the form, importer). Rows of one solution are grouped first; see `grouping`."""
+
+
+def form_of(record: dict[str, Any]) -> str | None:
+    """The form that a record has, one of `FORMS` or `ROW_FORMS`; None where no field tells one."""
+    told = (name for name, (tells, _) in FORMS.items() if any(record.get(one) is not None for one in tells))
+    return next(told, None) or row_form(record)
 
 
 def parse_record(
@@ -222,21 +191,27 @@ def parse_record(
     """The group that a record describes.
 
     Args:
-        ignored: counts the fields that the form does not know.
+        ignored: counts the fields that the form does not use.
 
     Raises:
-        RecordError: a field is missing, of a wrong type, or has an impossible value.
+        RecordError: a field is missing, of a wrong type, has an impossible value, or would change the meaning and has
+            no use in this form.
     """
     if isinstance(record, RecordError):
         raise record
     if not isinstance(record, dict):
         raise RecordError("wrong type", "record", expected="an object", got=record)
-    if form == "auto":
-        form = next((name for name, (tells, _) in FORMS.items() if any(one in record for one in tells)), "")
-    if form not in FORMS:
-        names = " or ".join(tells[0] for tells, _ in FORMS.values())
-        raise RecordError("missing field", names, expected="a list of trajectories", got=f"fields {', '.join(record)}")
-    return FORMS[form][1](record, ignored, answer_required)
+    found = form_of(record) if form == "auto" else form
+    if found not in FORMS:
+        known = [*(tells[0] for tells, _ in FORMS.values()), *(" and ".join(tells) for tells, _ in ROW_FORMS.values())]
+        expected = f"the fields of one form: {', or '.join(known)}"
+        if found is not None:
+            expected = "groups, as in the records before; rows of one solution need a file of their own"
+        raise RecordError("unknown form", "record", expected=expected, got=f"fields {', '.join(record)}")
+    counted = Counter[str]()
+    group = FORMS[found][1](record, counted, answer_required)
+    ignored.update(counted)
+    return group
 
 
 def parse_conditions(conditions: Sequence[str]) -> list[tuple[list[str], str]]:

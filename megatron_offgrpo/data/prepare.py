@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 from megatron_offgrpo import __version__
-from megatron_offgrpo.artifacts import MANIFEST, fingerprint_of
+from megatron_offgrpo.artifacts import MANIFEST, fingerprint_of, read_manifest
 from megatron_offgrpo.config_values import to_dict
 from megatron_offgrpo.data.decontamination import BenchmarkIndex
-from megatron_offgrpo.data.grouping import grouped_parts, grouping_counts, grouping_rejects, is_sharegpt
+from megatron_offgrpo.data.grouping import grouped_parts, grouping_counts, grouping_rejects, has_rows
 from megatron_offgrpo.data.importers import parse_conditions
 from megatron_offgrpo.data.merge import Summary, decide, merged_batches, read_rows
 from megatron_offgrpo.data.part_files import PartFolder
@@ -114,18 +114,19 @@ class _Request:
             if output.is_dir() and not any(output.iterdir()):
                 return None
             raise DataError("the output exists and is no store", where=str(output), remedy="choose another --output")
-        store = TrajectoryStore.open(output)
+        # Only what stands in the manifest: the tables of an older version are replaced without being opened.
+        request = read_manifest(output, "store", remedy="choose another --output").inputs.get("request")
         if config.force:
             return None
-        if store.manifest.inputs.get("request") == self.inputs["request"]:
-            return store
+        if request == self.inputs["request"]:
+            return TrajectoryStore.open(output)
         if config.overwrite:
             return None
         raise DataError(
             "the output holds a store made from other inputs or settings",
             where=str(output),
             expected=f"request {self.inputs['request']}",
-            got=f"request {store.manifest.inputs.get('request')}",
+            got=f"request {request}",
             remedy="pass --overwrite or choose another --output",
         )
 
@@ -160,8 +161,9 @@ class _Request:
                 state.total += 1
 
     def _parts(self, place: int, source: Source) -> Iterator[Part]:
-        if is_sharegpt(source, self.config.format):
-            yield from grouped_parts(source, self._grouped(place), parse_conditions(self.config.where))
+        form = self.config.format
+        if has_rows(source, form):
+            yield from grouped_parts(source, self._grouped(place), parse_conditions(self.config.where), form)
         else:
             yield from source.parts()
 
@@ -213,6 +215,7 @@ class _Request:
                 found = grouping_counts(self._grouped(place))
                 summary.parts["rows_grouped"] += found.get("rows", 0)
                 summary.parts["not_asked_for"] += found.get("not_asked_for", 0)
+                summary.ignored_fields.update(found["ignored_fields"])
 
     def _check_sources(self, num_parts: int) -> None:
         """Refuses a source without a single readable record."""
@@ -248,7 +251,7 @@ class _Request:
             self.clean()
 
 
-EXPECTED = "records with group_id, problem, answer and trajectories: [{text, ...}], or a form of --format"
+EXPECTED = "records with group_id, problem, answer and trajectories: [{text, ...}], or another form of docs/data.md"
 
 
 def _part_settings(config: PrepareConfig, settings: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from megatron_offgrpo.errors import DataError
+
 MAX_SHOWN_CHARACTERS = 200
 
 
@@ -62,6 +64,12 @@ def reject_of(where: str, group_id: object, error: RecordError) -> Reject:
     """The line for a record that cannot be used."""
     name = group_id if isinstance(group_id, str) else None
     return Reject(where, name, error.reason, error.field, error.expected, error.got)
+
+
+def data_error(where: str, error: RecordError) -> DataError:
+    """The error for a file that may hold no such record."""
+    what = error.reason if error.field == "record" else f"{error.reason}: {error.field}"
+    return DataError(what, where=where, expected=error.expected, got=error.got)
 
 
 def _shown(value: object) -> str:

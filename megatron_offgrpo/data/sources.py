@@ -12,6 +12,7 @@ from megatron_offgrpo.errors import DataError
 
 HUB = "hf:"
 DATASET_ROWS_PER_PART = 64
+TYPED = (".parquet", ".jsonl", ".json", ".arrow")
 SAVED_DATASET_FILES = ("state.json", "dataset_dict.json")
 
 
@@ -81,6 +82,15 @@ def open_source(name: str, split: str) -> Source:
             if not files:
                 raise DataError(
                     "an empty folder", where=name, expected="Parquet or JSON-lines files, or a saved dataset"
+                )
+            tables = [file for file in files if file.name.lower().endswith((".csv", ".csv.gz", ".tsv"))]
+            if tables and not any(file.name.lower().removesuffix(".gz").endswith(TYPED) for file in files):
+                # `datasets` guesses types there: the answer "1.50" becomes 1.5, and NA nothing.
+                raise DataError(
+                    "a folder of tables without types",
+                    where=name,
+                    expected="Parquet or JSON-lines files, or a saved dataset",
+                    remedy=f"pass each file itself: --input {tables[0]}",
                 )
             saved = any((path / file).is_file() for file in SAVED_DATASET_FILES)
             print_ = fingerprint_of([(str(file.relative_to(path)), fingerprint_of_file(file)) for file in files], split)

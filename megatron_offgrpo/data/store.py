@@ -21,7 +21,7 @@ from megatron_offgrpo.types import BoolArray, FloatArray, IntArray, TokenizedTra
 
 __all__ = ["StoreRow", "TrajectoryStore", "composition", "write_store"]
 
-REMEDY = "run `offgrpo prepare` again"
+REMEDY = "run `offgrpo prepare` again, with --force"
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ SCHEMA = pa.schema(
         "system": pa.string(),
         "origin": pa.string(),
         "validation": pa.bool_(),
+        "finish_reasons": pa.list_(pa.string()),
     }
 )
 """Columns of the store; every list but `prompt_ids` has one entry a trajectory of the group, or is null."""
@@ -72,6 +73,8 @@ class StoreRow:
     """file:line of the group's record."""
     validation: bool = False
     """Set apart from training."""
+    finish_reasons: list[str | None] | None = None
+    """`length` where the generator cut the text, `stop` where it ended, None where the input does not say."""
 
 
 def row_fingerprint(row: StoreRow) -> str:
@@ -89,7 +92,7 @@ def row_fingerprint(row: StoreRow) -> str:
         _packed(row.on_policy, "?"),
         _packed(row.truncated, "?"),
         _packed([-1 if one is None else len(one) for one in logprobs], "<i4"),
-        _packed(chain.from_iterable(one for one in logprobs if one is not None), "<f8"),
+        _packed(chain.from_iterable(one for one in logprobs if one is not None), "<f4"),  # as they are stored
     )
 
 

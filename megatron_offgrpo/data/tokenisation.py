@@ -5,13 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_offgrpo.data.fields import CUT
 from megatron_offgrpo.data.labelling import LabelledGroup
 from megatron_offgrpo.data.rejects import RecordError
 from megatron_offgrpo.data.store_schema import StoreRow
 from megatron_offgrpo.errors import DataError
 
-CUT = "length"
-"""`finish_reason` of a response that the generator cut, as OpenAI's interface and vLLM call it."""
 THINK = "<think>"
 
 
@@ -56,7 +55,8 @@ def tokenise(groups: Sequence[LabelledGroup], tokenizer: Any, limits: Limits) ->
     Where the template ends in `<think>`, a response that begins with the same tag loses it, unless it has log-probs.
     A response whose text ends in EOS gets no second one. Longer responses than the limit are cut, lose their EOS and
     are marked as truncated. Log-probs may stand for the tokens of the text or for those and EOS; in the first case EOS
-    gets mu = 0, as everywhere where no behaviour log-prob is known.
+    gets mu = 0, as everywhere where no behaviour log-prob is known. Those of a response that is cut here may end with
+    the cut.
 
     Returns:
         for each group its row, or why it cannot be stored: a prompt over the limit, a template that refuses it, or
@@ -130,7 +130,8 @@ def _row(group: LabelledGroup, prompt_ids: list[int], text_ids: list[list[int]],
     for index, (one, plain) in enumerate(zip(trajectories, text_ids, strict=True)):
         was_cut = one.finish_reason == CUT
         whole = plain if was_cut or plain[-1:] == [eos] else [*plain, eos]
-        mu = _behaviour(one.logprobs, len(plain), len(whole), f"trajectories[{index}].logprobs")
+        where = f"trajectories[{index}].logprobs"
+        mu = _behaviour(one.logprobs, len(plain), len(whole), limits.response_tokens, where)
         truncated.append(was_cut or len(whole) > limits.response_tokens)
         responses.append(whole[: limits.response_tokens])
         logprobs.append(None if mu is None else mu[: limits.response_tokens])
@@ -155,12 +156,18 @@ def _row(group: LabelledGroup, prompt_ids: list[int], text_ids: list[list[int]],
         extracted=None if group.extracted is None else list(group.extracted),
         system=group.group.system,
         origin=group.group.origin,
+        finish_reasons=[one.finish_reason for one in trajectories],
     )
 
 
-def _behaviour(given: tuple[float, ...] | None, num_plain: int, num_whole: int, where: str) -> list[float] | None:
+def _behaviour(
+    given: tuple[float, ...] | None, num_plain: int, num_whole: int, limit: int, where: str
+) -> list[float] | None:
     if given is None:
         return None
+    # A store's own export has the log-probs of the tokens that were kept.
+    if len(given) == limit < num_whole:
+        return list(given)
     if len(given) not in (num_plain, num_whole):
         raise RecordError(
             "log-probs of another length",

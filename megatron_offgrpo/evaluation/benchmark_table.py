@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from string import ascii_uppercase
 from typing import Any
 
+from megatron_offgrpo.data import fields
+
 Record = dict[str, Any]
 
 
@@ -51,24 +53,24 @@ def open_question(*names: str, answer: str = "answer", id: str | None = None) ->
     """Reads the problem from the first of these fields that a record has."""
 
     def read(record: Record) -> Asked:
-        problem = next((record[name] for name in names if record.get(name)), "")
-        value = record.get(answer)
-        return Asked(str(problem), "" if value is None else str(value), _id(record, id))
+        name = next((name for name in names if record.get(name)), names[0])
+        return Asked(_text(record, name), fields.answer(record, answer, "", required=True), _id(record, id))
 
     return read
 
 
 def gsm8k(record: Record) -> Asked:
     """The answer is a worked solution; the number follows `####`."""
-    return Asked(record["question"], str(record["answer"]).rpartition("####")[2].strip())
+    return Asked(_text(record, "question"), fields.answer(record, "answer", "", required=True))
 
 
 def olympiadbench(record: Record) -> Asked:
     """`final_answer` is a list, nearly always of one text; several are one list of answers."""
     answers = record["final_answer"]
-    text = ", ".join(str(one) for one in answers) if isinstance(answers, list) else str(answers)
+    answers = answers if isinstance(answers, list) else [answers]
+    texts = [fields.answer({"final_answer": one}, "final_answer", "", required=True) for one in answers]
     context = f"{record['context']}\n\n" if record.get("context") else ""
-    return Asked(context + record["question"], text, _id(record, "id"))
+    return Asked(context + _text(record, "question"), ", ".join(texts), _id(record, "id"))
 
 
 def mmlu_pro(record: Record) -> Asked:
@@ -76,14 +78,14 @@ def mmlu_pro(record: Record) -> Asked:
     options = list(record["options"])
     while options and options[-1] == "N/A":
         options.pop()
-    return Asked(record["question"], str(record["answer"]), _id(record, "question_id"), tuple(options))
+    return Asked(_text(record, "question"), _text(record, "answer"), _id(record, "question_id"), tuple(options))
 
 
 def gpqa(record: Record) -> Asked:
     """The right answer stands first in the data: the four options are shuffled by a seed made from the question."""
-    right = str(record["Correct Answer"]).strip()
-    options = [right, *(str(record[f"Incorrect Answer {number}"]).strip() for number in (1, 2, 3))]
-    question = str(record["Question"]).strip()
+    names = ("Correct Answer", *(f"Incorrect Answer {number}" for number in (1, 2, 3)))
+    options = [fields.answer(record, name, "", required=True).strip() for name in names]
+    question = _text(record, "Question").strip()
     seed = int.from_bytes(hashlib.sha256(question.encode()).digest()[:8], "little")
     order = random.Random(seed).sample(range(4), 4)
     letter = ascii_uppercase[order.index(0)]
@@ -94,7 +96,11 @@ def arc(record: Record) -> Asked:
     """Labels are letters, or 1 to 5 in some records; either way the options are lettered in their order."""
     labels, texts = list(record["choices"]["label"]), list(record["choices"]["text"])
     letter = ascii_uppercase[labels.index(record["answerKey"])]
-    return Asked(record["question"], letter, _id(record, "id"), tuple(texts))
+    return Asked(_text(record, "question"), letter, _id(record, "id"), tuple(texts))
+
+
+def _text(record: Record, name: str) -> str:
+    return fields.required_text(record, name, "", may_be_blank=False)
 
 
 def _id(record: Record, name: str | None) -> str | None:

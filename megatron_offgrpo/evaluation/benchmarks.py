@@ -1,29 +1,28 @@
 """Benchmarks: questions with their reference answers, from a file, by name from a data folder, or from the hub."""
 
-import csv
 import difflib
-import gzip
-import io
-import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
-import pyarrow
-import pyarrow.parquet
-
+from megatron_offgrpo.data import fields
+from megatron_offgrpo.data.messages import is_messages, question, read_messages
+from megatron_offgrpo.data.readers import EXTENSIONS, sound_records
+from megatron_offgrpo.data.rejects import RecordError, data_error
+from megatron_offgrpo.data.summary import listing
 from megatron_offgrpo.errors import ConfigError, DataError
 from megatron_offgrpo.evaluation.benchmark_table import TABLE, Benchmark, HubSource
+from megatron_offgrpo.evaluation.options import OPTION_FIELDS, option_columns, read_options, right_letter, with_options
 from megatron_offgrpo.progress import say
 
 PROBLEM_FIELDS = ("problem", "question", "prompt")
 ANSWER_FIELDS = ("answer", "gold", "final_answer")
 ID_FIELDS = ("id", "unique_id", "problem_id")
-GSM8K_MARK = "####"
-"""GSM8K's answers are worked solutions; the final answer follows this mark."""
-EXTENSIONS = (".jsonl", ".json", ".parquet", ".csv", ".jsonl.gz", ".json.gz")
+KNOWN_FIELDS = (PROBLEM_FIELDS, ANSWER_FIELDS, ID_FIELDS, OPTION_FIELDS)
+"""Of each the first that a record has is used."""
 FORM = "records with `problem` (or question, prompt), `answer` and an optional `id`"
 
 
@@ -86,6 +85,8 @@ def load_named(name: str, data_dir: Path | None) -> list[Question]:
 def _read(benchmark: Benchmark, record: Any, where: str, number: int) -> Question:
     try:
         asked = benchmark.read(record)
+    except RecordError as error:
+        raise data_error(where, error) from None
     except (KeyError, IndexError, TypeError, ValueError) as cause:
         got = f"fields {', '.join(map(str, record))}" if isinstance(record, dict) else type(record).__name__
         raise DataError(f"not a record of {benchmark.title} ({cause!r})", where=where, got=got) from None
@@ -98,12 +99,6 @@ def _read(benchmark: Benchmark, record: Any, where: str, number: int) -> Questio
     return Question(asked.problem_id or str(number), problem, asked.answer, len(asked.options))
 
 
-def with_options(problem: str, options: tuple[str, ...]) -> str:
-    """The question, its options with letters, and how to answer."""
-    lines = [f"{letter}. {option}" for letter, option in zip(ascii_uppercase, options, strict=False)]
-    return f"{problem}\n\n" + "\n".join(lines) + "\n\nAnswer with the letter of the right option in \\boxed{}."
-
-
 def _local_records(benchmark: Benchmark, data_dir: Path) -> Iterator[tuple[str, Any]]:
     files = sorted(
         path for path in data_dir.glob(f"{benchmark.file}.*") if path.is_file() and path.name.endswith(EXTENSIONS)
@@ -114,7 +109,7 @@ def _local_records(benchmark: Benchmark, data_dir: Path) -> Iterator[tuple[str, 
             "several files of one benchmark", where=str(data_dir), expected="one", got=[f.name for f in files]
         )
     if files:
-        yield from _records(files[0])
+        yield from sound_records(files[0])
     elif folder.is_dir():
         for source in benchmark.hub:
             yield from _dataset_records(str(folder), source)
@@ -150,69 +145,58 @@ def _dataset_records(path: str, source: HubSource) -> Iterator[tuple[str, Any]]:
 
 
 def load_benchmark(path: Path) -> list[Question]:
-    """The questions of a benchmark file, in its order: .jsonl, .json (an array), either also .gz, .parquet or .csv.
+    """The questions of a benchmark file, in its order; says which fields are not used.
 
     Raises:
-        DataError: unreadable file, a record without problem or answer, a repeated id, or no record at all.
+        DataError: unreadable file, a record that cannot be used as a whole, a repeated id, or no record at all.
     """
     path = Path(path)
     questions: list[Question] = []
     seen: dict[str, str] = {}
-    for where, record in _records(path):
-        if not isinstance(record, dict):
-            raise DataError("not a record", where=where, expected=FORM, got=type(record).__name__)
-        problem = _text(record, PROBLEM_FIELDS, where)
-        answer = _text(record, ANSWER_FIELDS, where).rpartition(GSM8K_MARK)[2].strip()
-        found = [record[name] for name in ID_FIELDS if record.get(name) is not None]
-        problem_id = str(found[0]) if found else f"{len(questions)}"
-        if problem_id in seen:
-            raise DataError(f"id {problem_id!r} stands twice", where=where, got=f"also at {seen[problem_id]}")
-        seen[problem_id] = where
-        questions.append(Question(problem_id, problem, answer))
+    ignored: Counter[str] = Counter()
+    for where, record in sound_records(path):
+        try:
+            one = _question(record, len(questions), ignored)
+        except RecordError as error:
+            raise data_error(where, error) from None
+        if one.problem_id in seen:
+            raise DataError(f"id {one.problem_id!r} stands twice", where=where, got=f"also at {seen[one.problem_id]}")
+        seen[one.problem_id] = where
+        questions.append(one)
     if not questions:
         raise DataError("an empty benchmark", where=str(path), expected=FORM)
+    if ignored:
+        say(f"{path}: fields that are not used: {listing(ignored)}")
     return questions
 
 
-def _text(record: dict[str, Any], names: tuple[str, ...], where: str) -> str:
-    for name in names:
-        value = record.get(name)
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return str(value)
-        if isinstance(value, str) and value.strip():
-            return value
-        if value is not None:
-            got = "an empty text" if isinstance(value, str) else type(value).__name__
-            raise DataError(f"field `{name}` is not a text", where=where, expected="a text or a number", got=got)
-    raise DataError(f"no `{names[0]}`", where=where, expected=FORM, got=f"fields {', '.join(map(str, record))}")
+def _question(record: dict[str, Any], number: int, ignored: Counter[str]) -> Question:
+    names = [next((one for one in known if record.get(one) not in (None, [], {})), "") for known in KNOWN_FIELDS]
+    problem_field, answer_field, id_field, option_field = names
+    if not problem_field or not answer_field:
+        missing = ANSWER_FIELDS if problem_field else PROBLEM_FIELDS
+        raise RecordError("missing field", missing[0], expected=FORM, got=f"fields {', '.join(map(str, record))}")
+    columns = () if option_field else option_columns(record)
+    fields.account(record, (*names, "context", *columns), "", ignored)
+    problem = _problem(record, problem_field, ignored)
+    context = fields.text(record, "context", "")
+    if context is not None and context.strip():
+        problem = f"{context}\n\n{problem}"
+    answer = fields.answer(record, answer_field, "", required=True)
+    problem_id = fields.identifier(record, id_field) if id_field else str(number)
+    if not option_field and not columns:
+        return Question(problem_id, problem, answer)
+    given = record[option_field] if option_field else {name: record[name] for name in columns}
+    options = read_options(given, option_field or "A")
+    letter = right_letter(answer, options, answer_field)
+    return Question(problem_id, with_options(problem, options), letter, len(options))
 
 
-def _records(path: Path) -> Iterator[tuple[str, Any]]:
-    """(file:line or file, record N; record) of each record."""
-    name = path.name.removesuffix(".gz")
-    try:
-        if name.endswith(".parquet"):
-            rows = pyarrow.parquet.read_table(path).to_pylist()
-            yield from ((f"{path}, row {index}", row) for index, row in enumerate(rows))
-            return
-        data = path.read_bytes()
-        text = (gzip.decompress(data) if path.name.endswith(".gz") else data).decode("utf-8")
-    except (OSError, EOFError, UnicodeDecodeError, pyarrow.ArrowException) as cause:
-        raise DataError(f"unreadable benchmark ({cause})", where=str(path), expected=FORM) from None
-    if name.endswith(".csv"):
-        yield from ((f"{path}, row {index}", row) for index, row in enumerate(csv.DictReader(io.StringIO(text))))
-        return
-    if text.lstrip().startswith("["):
-        values = _parse(text, str(path))
-        yield from ((f"{path}, record {index}", value) for index, value in enumerate(values))
-        return
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            yield f"{path}:{number}", _parse(line, f"{path}:{number}")
-
-
-def _parse(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as cause:
-        raise DataError(f"not JSON ({cause})", where=where, expected=FORM) from None
+def _problem(record: dict[str, Any], field: str, ignored: Counter[str]) -> str:
+    if not is_messages(record[field]):
+        return fields.required_text(record, field, "", may_be_blank=False)
+    system, problem = question(read_messages(record[field], field, ignored), field)
+    if system is not None:
+        expected = "a question alone; pass the system text with --system"
+        raise RecordError("field without a use", field, expected=expected, got=system)
+    return problem

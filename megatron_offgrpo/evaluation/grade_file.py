@@ -1,20 +1,27 @@
-"""`offgrpo grade`: scores solutions that were made elsewhere, a JSON line each."""
+"""`offgrpo grade`: scores solutions that were made elsewhere, a record each."""
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
+from megatron_offgrpo.data import fields
 from megatron_offgrpo.data.grading import GradingPool
+from megatron_offgrpo.data.messages import THOUGHT_FIELDS, answer_text
+from megatron_offgrpo.data.readers import read_parts
+from megatron_offgrpo.data.rejects import RecordError, Reject, reject_of
+from megatron_offgrpo.data.summary import listing
 from megatron_offgrpo.errors import ConfigError, DataError
 from megatron_offgrpo.evaluation.grading import Solution, score
 from megatron_offgrpo.evaluation.json_lines import json_line
-from megatron_offgrpo.progress import progress, say
+from megatron_offgrpo.evaluation.options import read_options, right_letter
+from megatron_offgrpo.progress import Advance, progress, say
 
-FORM = "lines with group_id, sample_id, problem, answer and text"
-SHOWN = 120
+FORM = "records with group_id, sample_id, problem, answer and text"
+USED = ("group_id", "sample_id", "problem", "answer", "text", "choices", "options", *THOUGHT_FIELDS)
 
 
 @dataclass
@@ -26,21 +33,19 @@ class GradeCounts:
     strict: int = 0
     rejected: int = 0
     rejects: Path | None = None
-    """Where the rejected lines are listed; None without any."""
-
-
-class _Malformed(Exception):
-    """A line that cannot be graded, and why."""
+    """Where the rejected records are listed; None without any."""
+    unused: Counter[str] = field(default_factory=Counter)
+    """Fields that stand in the output as they came and have no part in the grading."""
 
 
 def grade_file(source: Path, output: Path, *, processes: int | None = None, seconds: float = 5.0) -> GradeCounts:
-    """Adds `strict`, `lenient`, `extracted` and `reason` to each line of `source`, in order, streaming.
+    """Writes each record of `source` with `strict`, `lenient`, `extracted` and `reason`, in order, streaming.
 
-    Lines that cannot be graded are listed in `OUTPUT.rejects.jsonl` with file, line and reason. The output is the same
-    for any number of processes.
+    Records that cannot be graded are listed in `OUTPUT.rejects.jsonl`, as `prepare` lists its own. The output is the
+    same for any number of processes.
 
     Raises:
-        DataError: the input cannot be read, or none of its lines can be graded.
+        DataError: the input cannot be read, or none of its records can be graded.
         ConfigError: input and output are one file.
     """
     if source.absolute() == output.absolute():
@@ -54,24 +59,10 @@ def grade_file(source: Path, output: Path, *, processes: int | None = None, seco
             temporary[output].open("w", encoding="utf-8") as graded,
             temporary[rejects].open("w", encoding="ascii") as rejected,
             GradingPool(processes, seconds) as pool,
-            progress(f"grading {source.name}", source.stat().st_size) as advance,
+            progress(f"grading {source.name} (percent)", 100) as advance,
         ):
             pending: list[dict[str, Any]] = []
-
-            def solutions() -> Iterator[Solution]:
-                for number, line in _lines(source):
-                    advance(len(line))
-                    try:
-                        record, solution = _parse(line)
-                    except _Malformed as cause:
-                        reject = {"where": f"{source}:{number}", "reason": str(cause), "line": _shown(line)}
-                        rejected.write(json.dumps(reject) + "\n")
-                        counts.rejected += 1
-                        continue
-                    pending.append(record)
-                    yield solution
-
-            for scored in score(solutions(), pool):
+            for scored in score(_solutions(source, pending, rejected, counts, advance), pool):
                 record = pending.pop(0) | {
                     "strict": scored.strict,
                     "lenient": scored.lenient,
@@ -86,7 +77,7 @@ def grade_file(source: Path, output: Path, *, processes: int | None = None, seco
                 )
         if not counts.graded:
             raise DataError(
-                "no line can be graded", where=str(source), expected=FORM, got=_last_reason(temporary[rejects])
+                "no record can be graded", where=str(source), expected=FORM, got=_last_reason(temporary[rejects])
             )
         _publish(counts, temporary, output, rejects)
     except OSError as cause:
@@ -99,55 +90,79 @@ def grade_file(source: Path, output: Path, *, processes: int | None = None, seco
     return counts
 
 
+def _solutions(
+    source: Path, pending: list[dict[str, Any]], rejected: TextIO, counts: GradeCounts, advance: Advance
+) -> Iterator[Solution]:
+    """What is to be graded, in order; its record goes to `pending`, what cannot be graded to `rejected`."""
+    done = 0.0
+    for part in read_parts(source):
+        for where, record in part.records():
+            try:
+                solution = _solution(record, counts.unused)
+            except RecordError as error:
+                name = record.get("group_id") if isinstance(record, dict) else None
+                rejected.write(json.dumps(asdict(reject_of(where, name, error))) + "\n")
+                counts.rejected += 1
+                continue
+            pending.append(record)
+            yield solution
+        advance(100 * (part.share - done))
+        done = part.share
+
+
 def _publish(counts: GradeCounts, temporary: dict[Path, Path], output: Path, rejects: Path) -> None:
     rejects.unlink(missing_ok=True)  # of an earlier run
     if counts.rejected:
         os.replace(temporary[rejects], rejects)
         counts.rejects = rejects
-        say(f"{counts.rejected} line(s) left out, listed in {rejects}")
+        say(f"{counts.rejected} record(s) left out, listed in {rejects}")
+    if counts.unused:
+        say(f"fields that have no part in the grading: {listing(counts.unused)}")
     os.replace(temporary[output], output)
 
 
-def _lines(source: Path) -> Iterator[tuple[int, bytes]]:
-    with source.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                yield number, line
+def _solution(record: Any, unused: Counter[str]) -> Solution:
+    """What is to be graded of a record.
 
-
-def _parse(line: bytes) -> tuple[dict[str, Any], Solution]:
-    try:
-        record = json.loads(line.decode("utf-8"), parse_constant=_no_constant)
-    except (ValueError, RecursionError) as cause:
-        raise _Malformed(f"not a JSON line ({cause})") from None
+    Raises:
+        RecordError: a field is missing or wrong, or JSON cannot hold what stands in the record.
+    """
+    if isinstance(record, RecordError):
+        raise record
     if not isinstance(record, dict):
-        raise _Malformed(f"expected an object, got {type(record).__name__}")
-    for name in ("group_id", "sample_id", "problem", "answer", "text"):
-        value = record.get(name)
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if value is None:
-            raise _Malformed(f"no `{name}`")
-        if not (isinstance(value, str) or (number and name != "text" and name != "problem")):
-            raise _Malformed(f"`{name}` is of type {type(value).__name__}, expected a text")
-    choices = record.get("choices", 0)
-    if not isinstance(choices, int) or isinstance(choices, bool) or not 0 <= choices <= 26:
-        raise _Malformed(f"`choices` is {choices!r}, expected a number of options from 0 to 26")
+        raise RecordError("wrong type", "record", expected=f"an object: {FORM}", got=record)
+    for name in ("group_id", "sample_id"):
+        fields.identifier(record, name)
+    fields.required_text(record, "problem", "", may_be_blank=True)
+    if record.get("answer") is None:
+        raise RecordError("missing field", "answer", expected="a text or a number", got=f"fields {', '.join(record)}")
+    answer = fields.answer(record, "answer", "", required=True)
+    text = answer_text(record, "text", "")
+    choices = _choices(record.get("choices"))
+    if record.get("options") not in (None, [], {}):
+        options = read_options(record["options"], "options")
+        if choices not in (0, len(options)):
+            raise RecordError("wrong number of choices", "choices", expected=f"{len(options)}, as options", got=choices)
+        answer, choices = right_letter(answer, options, "answer"), len(options)
     try:
-        json.dumps(record, ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError:
-        raise _Malformed("a lone surrogate, which no UTF-8 file can hold") from None
-    return record, Solution(str(record["answer"]), record["text"], choices)
+        json.dumps(record, ensure_ascii=False, allow_nan=False).encode("utf-8")
+    except (TypeError, ValueError) as cause:
+        raise RecordError("not JSON", "record", expected="texts and finite numbers", got=str(cause)) from None
+    # None of the others, such as a system text, can change what is right.
+    unused.update(name for name, value in record.items() if name not in USED and value is not None)
+    return Solution(answer, text, choices)
 
 
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON")
-
-
-def _shown(line: bytes) -> str:
-    text = line.decode("utf-8", "replace").strip()
-    return text if len(text) <= SHOWN else text[:SHOWN] + "..."
+def _choices(value: Any) -> int:
+    """A number of options, 0 for an open question."""
+    value = fields.from_json_text(value, "choices", "a number")
+    if value is None:
+        return 0
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 26:
+        raise RecordError("wrong type", "choices", expected="a number of options from 0 to 26", got=value)
+    return value
 
 
 def _last_reason(path: Path) -> str:
     lines = path.read_text(encoding="ascii").splitlines()
-    return f"{len(lines)} lines, the last one: {json.loads(lines[-1])['reason']}" if lines else "no line"
+    return f"{len(lines)} rejected, the last one {Reject(**json.loads(lines[-1]))}" if lines else "no record"

@@ -103,7 +103,9 @@ def test_bad_records_are_listed_inside_the_store_and_good_ones_stored(tmp_path, 
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [
-        ("in.csv", b"a,b", "unknown kind of input file; expected .jsonl or .jsonl.gz or .parquet; got .csv"),
+        ("in.xlsx", b"a,b", "unknown kind of input file; expected .jsonl or .json or .csv or .parquet"),
+        ("in.csv", b"a,b\n", "in.csv: no valid record in this file"),
+        ("in.json", b"[{]", "in.json: malformed JSON"),
         ("in.jsonl", b"{\n", "in.jsonl: no valid record in this file"),
         ("in.jsonl.gz", b"plain", "in.jsonl.gz:1: damaged gzip file"),
         ("in.parquet", b"plain", "in.parquet: damaged Parquet file"),

@@ -1,17 +1,16 @@
-"""Records of other projects: verl and LUFFY, OpenR1-Math, ShareGPT rows grouped by problem."""
+"""Records of other projects with several solutions (verl, LUFFY, OpenR1-Math), and the fields that every form minds."""
 
+import csv
+import json
 from collections import Counter
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from megatron_offgrpo.data.grouping import grouped_parts, grouping_counts, grouping_rejects, is_sharegpt
 from megatron_offgrpo.data.importers import meets, parse_conditions, parse_record
 from megatron_offgrpo.data.rejects import RecordError
 from megatron_offgrpo.data.sources import open_source
-from megatron_offgrpo.errors import ConfigError, DataError
-from tests.unit.data.tiny import write_lines
+from megatron_offgrpo.errors import ConfigError
+from tests.unit.data.tiny import group
 
 VERL = {
     "data_source": "openr1",
@@ -42,6 +41,8 @@ def test_verl():
     assert (group.group_id, group.problem, group.answer, group.system) == ("openr1-train-7", "1 + 1?", "2", "Think.")
     assert [(one.text, one.reward) for one in group.trajectories] == [("two: \\boxed{2}", 1.0), ("\\boxed{3}", 0.0)]
     assert ignored == {"ability": 1}
+    parse_record(VERL | {"extra_info": {"index": 7, "topic": "sums"}}, ignored)
+    assert ignored == {"ability": 2, "extra_info.topic": 1}
 
 
 @pytest.mark.parametrize(
@@ -86,6 +87,149 @@ def test_bad_verl_rows(changes, reason, field):
     assert (caught.value.reason, caught.value.field) == (reason, field)
 
 
+AS_TEXT = {
+    "target_lst": VERL["target_lst"],
+    "target_rewards": VERL["target_rewards"],
+    "prompt": VERL["prompt"],
+    "reward_model": VERL["reward_model"],
+    "extra_info": VERL["extra_info"],
+    "target": VERL["target"],
+}
+
+
+@pytest.mark.parametrize("name", [*AS_TEXT, "all"])
+def test_verl_columns_as_json_text_are_decoded(name):
+    changes = {one: json.dumps(value) for one, value in AS_TEXT.items() if name in (one, "all")}
+    assert parse_record(VERL | changes, Counter()) == parse_record(VERL, Counter())
+    single = {"target_lst": None, "target_rewards": None}
+    alone = parse_record(VERL | changes | single, Counter(), answer_required=False)
+    assert [one.text for one in alone.trajectories] == ["two: \\boxed{2}"]
+    assert alone.answer == "2"  # also where the labels do not ask for it
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason", "field"),
+    [
+        ({"target_lst": None, "target": "[{'role': 'assistant', 'content': 'a'}]"}, "wrong type", "target"),
+        ({"target_lst": None, "target": '[{"role": "assistant", "content": "a'}, "wrong type", "target"),
+        ({"target_lst": None, "target": "[{'index': 0, 'role': 'assistant', 'content': 'a'}]"}, "wrong type", "target"),
+        ({"target_lst": ['{"role": "user", "content": "a"}']}, "not an answer", "target_lst[0]"),
+        ({"reward_model": "rule"}, "wrong type", "reward_model"),
+        ({"reward_model": ["2"]}, "wrong type", "reward_model"),
+        ({"extra_info": "{'index': 7}"}, "wrong type", "extra_info"),
+        ({"target_rewards": "1, 0"}, "wrong type", "target_rewards"),
+        ({"target_info": [{"finish_reason": "stop"}]}, "wrong number of entries", "target_info"),
+        ({"system": "another"}, "two system texts", "system"),
+        ({"options": ["1", "2"]}, "field without a use", "options"),
+        ({"finish_reasons": ["stop", "length"]}, "field without a use", "finish_reasons"),
+    ],
+)
+def test_verl_columns_that_cannot_be_used_are_named(changes, reason, field):
+    if "target_lst" in changes:
+        changes = {"target_rewards": None, **changes}
+    with pytest.raises(RecordError) as caught:
+        parse_record(VERL | changes, Counter(), answer_required=False)
+    assert (caught.value.reason, caught.value.field) == (reason, field)
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", '{"a": 1}', "[{x}]", "{1, 2}"])
+def test_solutions_that_only_look_like_json_stay_texts(text):
+    group = parse_record(VERL | {"target_lst": [text], "target_rewards": None}, Counter())
+    assert group.trajectories[0].text == text
+
+
+@pytest.mark.parametrize(
+    ("reasons", "expected"),
+    [
+        (["stop", "length"], ["stop", "length"]),
+        ('["eos", "max_tokens"]', ["stop", "length"]),
+        ([None, {"type": "length", "length": 8}], [None, "length"]),
+        (None, [None, None]),
+    ],
+)
+def test_finish_reasons_of_openr1(reasons, expected):
+    ignored = Counter()
+    group = parse_record(OPENR1 | {"finish_reasons": reasons}, ignored)
+    assert [one.finish_reason for one in group.trajectories] == expected
+    assert ignored == {"messages": 1}
+    for bad, reason in ((["stop"], "wrong number of finish reasons"), (["stop", "odd"], "unknown finish reason")):
+        with pytest.raises(RecordError, match=reason):
+            parse_record(OPENR1 | {"finish_reasons": bad}, Counter())
+
+
+MEANINGFUL = {
+    "options": ["1", "2"], "choices": {"A": "1"}, "finish_reasons": ["stop"], "reasoning_content": "r", "tools": [{}],
+    "images": ["x"], "history": [["a", "b"]], "truncated": True,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MEANINGFUL)
+@pytest.mark.parametrize("record", [group(), VERL, OPENR1], ids=["groups", "verl", "openr1"])
+def test_what_changes_the_meaning_is_used_or_refused(record, name):
+    ignored = Counter()
+    if name == "finish_reasons" and record is OPENR1:
+        return  # used, above
+    with pytest.raises(RecordError, match="field without a use") as caught:
+        parse_record(record | {name: MEANINGFUL[name]}, ignored)
+    assert (caught.value.field, ignored) == (name, {})
+    parse_record(record | {name: None}, ignored)  # a table has a column for all of its rows
+    assert not ignored[name]
+
+
+@pytest.mark.parametrize("record", [group(), OPENR1, VERL | {"prompt": VERL["prompt"][1:]}])
+def test_a_system_text_is_used_in_every_form(record):
+    assert parse_record(record | {"system": "S"}, Counter()).system == "S"
+    assert parse_record(record | {"system_prompt": "S"}, Counter()).system == "S"
+    with pytest.raises(RecordError, match="two system texts"):
+        parse_record(record | {"system": "S", "system_prompt": "T"}, Counter())
+
+
+def test_a_thought_beside_a_text_goes_before_it():
+    record = group()
+    record["trajectories"][0] |= {"reasoning_content": "I add."}
+    first, second = parse_record(record, Counter()).trajectories
+    assert (first.text, second.text) == ("<think>\nI add.\n</think>\n\n\\boxed{2}", "\\boxed{3}")
+    record["trajectories"][0]["logprobs"] = [-1.0]
+    with pytest.raises(RecordError, match="field without a use"):
+        parse_record(record, Counter())
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("Tom has 3 cats.\nThe answer is 12 minus 5.\n#### 7", "7"),
+        ("#### 7\n#### 8 ", "8"),
+        (["3 #### 7"], "7"),
+        ('["7"]', "7"),
+        ("[1, 2]", "[1, 2]"),
+    ],
+)
+def test_a_worked_reference_is_cut_at_its_mark(answer, expected):
+    assert parse_record(group(answer=answer), Counter()).answer == expected
+    assert parse_record(VERL | {"reward_model": {"ground_truth": answer}}, Counter()).answer == expected
+
+
+@pytest.mark.parametrize(
+    "answer", ["nan", "NaN ", "7 ####", "####", "['7']", '["7", "8"]', float("nan"), float("inf"), None, True]
+)
+def test_what_is_no_reference_is_refused(answer):
+    with pytest.raises(RecordError):
+        parse_record(group(answer=answer), Counter())
+
+
+def test_groups_in_a_table_hold_their_lists_as_json_text(tmp_path):
+    record = group(answer="2")
+    cells = record | {"trajectories": json.dumps(record["trajectories"])}
+    path = tmp_path / "a.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, cells)
+        writer.writeheader()
+        writer.writerow(cells)
+    (part,) = open_source(str(path), "train").parts()
+    ((_, found),) = part.records()
+    assert parse_record(found, Counter()) == parse_record(record, Counter())
+
+
 def test_openr1():
     group = parse_record(OPENR1, Counter())
     assert (group.group_id, group.problem, group.answer) == ("u1", "1 + 1?", "2")
@@ -108,111 +252,3 @@ def test_conditions():
     assert meets(["no object"], conditions)
     with pytest.raises(ConfigError):
         parse_conditions(["domain"])
-
-
-def talk(question, answer, *, key=None, domain="math", **more):
-    row = {
-        "domain": domain,
-        "conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": answer}],
-        **more,
-    }
-    return row | ({"metadata": {"hash_problem": key}} if key else {})
-
-
-def grouped(source, folder, conditions=()):
-    parts = grouped_parts(source, folder, parse_conditions(conditions))
-    records = [(where, parse_record(record, Counter(), form="groups", answer_required=False))
-               for part in parts for where, record in part.records()]  # fmt: skip
-    return [(where, group.problem, [one.text for one in group.trajectories]) for where, group in records]
-
-
-def test_rows_of_a_problem_are_found_wherever_they_stand(tmp_path):
-    rows = [
-        talk("P", "p1"), talk("Q", "q1"), talk("code?", "c", domain="code"), talk("R", "r1", key="h"),
-        {"conversations": [{"from": "human", "value": "no answer"}], "domain": "math"}, "{",
-        talk("P", "p2"), talk("R again", "r2", key="h"), talk("Q", "q2"), talk("P", "p3"),
-    ]  # fmt: skip
-    path = write_lines(tmp_path / "rows.jsonl", rows)
-    source = open_source(str(path), "train")
-    assert is_sharegpt(source, "auto")
-    found = grouped(source, tmp_path / "work", ["domain=math"])
-    assert found == [
-        (f"{path}:1", "P", ["p1", "p2", "p3"]),
-        (f"{path}:2", "Q", ["q1", "q2"]),
-        (f"{path}:4", "R", ["r1", "r2"]),
-    ]
-    rejected = [(one.where, one.reason) for one in grouping_rejects(tmp_path / "work")]
-    assert rejected == [(f"{path}:5", "no answer"), (f"{path}:6", "malformed JSON")]
-    assert grouping_counts(tmp_path / "work") == {"rows": 10, "not_asked_for": 1}
-    # A second start reads what the first wrote.
-    path.unlink()
-    assert grouped(source, tmp_path / "work", ["domain=math"]) == found
-
-
-def test_grouping_does_not_depend_on_the_number_of_buckets(tmp_path, monkeypatch):
-    rows = [talk(f"problem {index * 7 % 30}", f"answer {index}") for index in range(300)]
-    source = open_source(str(write_lines(tmp_path / "rows.jsonl", rows)), "train")
-    one = grouped(source, tmp_path / "one")
-    monkeypatch.setattr("megatron_offgrpo.data.grouping.BUCKET_BYTES", 1000)
-    assert grouped(source, tmp_path / "many") == one
-    assert [len(texts) for _, _, texts in one] == [10] * 30
-    assert [problem for _, problem, _ in one] == [f"problem {index * 7 % 30}" for index in range(30)]
-
-
-def test_folders_of_datasets_read_like_files(tmp_path):
-    import datasets
-
-    rows = [talk("P", f"p{index}") for index in range(100)] + [talk("Q", "q")]
-    (tmp_path / "parquet" / "data").mkdir(parents=True)
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "parquet" / "data" / "train-00000.parquet")
-    (tmp_path / "lines").mkdir()
-    write_lines(tmp_path / "lines" / "train.jsonl", rows)
-    datasets.Dataset.from_list(rows).save_to_disk(str(tmp_path / "saved"))
-    expected = [["p" + str(index) for index in range(100)], ["q"]]
-    for name in ("parquet", "lines", "saved"):
-        source = open_source(str(tmp_path / name), "train")
-        assert is_sharegpt(source, "auto")
-        found = grouped(source, tmp_path / f"{name}-work")
-        assert [texts for _, _, texts in found] == expected
-        assert found[1][0] == f"{tmp_path / name}:101"
-
-
-def test_datasets_that_cannot_be_read_are_one_line(tmp_path, monkeypatch):
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "text").mkdir()
-    (tmp_path / "text" / "data.parquet").write_text("no parquet")
-    with pytest.raises(DataError, match="an empty folder"):
-        open_source(str(tmp_path / "empty"), "train")
-    with pytest.raises(DataError, match="cannot read this dataset") as caught:
-        list(open_source(str(tmp_path / "text"), "train").parts())
-    assert "\n" not in str(caught.value)
-    with pytest.raises(DataError, match=r"on the hub: hf:some/name"):
-        open_source("some/name", "train")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", refuse)
-    with pytest.raises(DataError, match=r"cannot find this dataset on the hub \(ConnectionError: offline") as caught:
-        open_source("hf:some/name", "train")
-    assert "\n" not in str(caught.value)
-
-
-def refuse(*_, **__):
-    raise ConnectionError("offline\nagain")
-
-
-def test_the_hub_takes_the_path_of_folders(tmp_path, monkeypatch):
-    import datasets
-    import huggingface_hub
-
-    rows = [talk("P", "p")]
-    asked = []
-
-    def load(name, **options):
-        asked.append((name, options["split"], options["revision"]))
-        return datasets.Dataset.from_list(rows).to_iterable_dataset()
-
-    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *_, **__: type("Info", (), {"sha": "abc"}))
-    monkeypatch.setattr(datasets, "load_dataset", load)
-    source = open_source("hf:some/name", "train")
-    assert (source.kind, source.fingerprint, source.num_bytes) == ("hub", "abc", None)
-    assert [record for part in source.parts() for _, record in part.records()] == rows
-    assert asked == [("some/name", "train", "abc")]

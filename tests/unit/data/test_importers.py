@@ -101,7 +101,7 @@ BAD_RECORDS = [
     (b'{"group_id": "\xff"}', "not UTF-8", "record"),
     ("[1, 2]", "wrong type", "record"),
     ("null", "wrong type", "record"),
-    ({"group_id": "bad", "problem": "P"}, "missing field", "trajectories or solutions or target_lst or generations"),
+    ({"group_id": "bad", "problem": "P"}, "unknown form", "record"),
     (without("group_id"), "missing field", "group_id"),
     (without("problem"), "missing field", "problem"),
     (without("answer"), "missing field", "answer"),

@@ -133,9 +133,9 @@ def test_decontamination(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.txt", "x", "unknown kind of benchmark"),
-        ("a.json", "{", "unreadable benchmark"),
-        ("a.json", "{}", "expected a JSON array"),
+        ("a.txt", "x", "unknown kind of input file"),
+        ("a.json", "{", "a.json:1: malformed JSON"),
+        ("a.json", "{}", "a benchmark record without a problem"),
         ("a.jsonl", "", "no problem in this benchmark"),
         ("a.jsonl", '{"x": 1}\n', "a benchmark record without a problem"),
         ("a.jsonl", "{\n", "a.jsonl:1: malformed JSON"),

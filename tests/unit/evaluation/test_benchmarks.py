@@ -48,12 +48,12 @@ def test_other_field_names_numbers_and_gsm8k_answers(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"problem": "p", "answer": "1"}\n{"problem": "p"', r"b\.jsonl:2: not JSON"),
-        ('{"problem": "p", "answer": "1"}\n[1]', r"b\.jsonl:2: not a record"),
-        ('{"problem": "p"}', r"b\.jsonl:1: no `answer`.*got fields problem"),
-        ('{"answer": "1"}', r"b\.jsonl:1: no `problem`"),
-        ('{"problem": "p", "answer": ["1", "2"]}', r"field `answer` is not a text.*got list"),
-        ('{"problem": " ", "answer": "1"}', r"field `problem` is not a text.*empty"),
+        ('{"problem": "p", "answer": "1"}\n{"problem": "p"', r"b\.jsonl:2: malformed JSON"),
+        ('{"problem": "p", "answer": "1"}\n[1]', r"b\.jsonl:2: wrong type; expected an object; got \[1\]"),
+        ('{"problem": "p"}', r"b\.jsonl:1: missing field: answer.*got fields problem"),
+        ('{"answer": "1"}', r"b\.jsonl:1: missing field: problem"),
+        ('{"problem": "p", "answer": ["1", "2"]}', r"wrong type: answer; expected a text; got \['1', '2'\]"),
+        ('{"problem": " ", "answer": "1"}', r"empty field: problem"),
         ('{"id": 1, "problem": "p", "answer": "1"}\n{"id": 1, "problem": "q", "answer": "2"}', r"id '1' stands twice"),
         ("\n", "an empty benchmark"),
     ],
@@ -66,22 +66,96 @@ def test_wrong_content_is_named(tmp_path, content, message):
 
 
 @pytest.mark.parametrize(
-    ("name", "data"),
+    ("changes", "message"),
     [
-        ("b.jsonl.gz", b"no gzip"),
-        ("b.jsonl.gz", gzip.compress(b"x" * 99)[:-9]),
-        ("b.jsonl", b"\xff"),
-        ("b.parquet", b"x"),
+        ({"answer": float("nan")}, "wrong type: answer; expected a text; got nan"),
+        ({"answer": float("inf")}, "wrong type: answer; expected a text; got inf"),
+        ({"answer": None}, "missing field: answer"),
+        ({"answer": "nan"}, "empty field: answer"),
+        ({"answer": "so it is\n####"}, "empty field: answer"),
+        ({"answer": True}, "wrong type: answer"),
+        ({"problem": 5}, "wrong type: problem"),
+        ({"problem": float("nan")}, "wrong type: problem"),
+        ({"id": float("nan")}, "wrong type: id"),
+        ({"system": "Think."}, "field without a use: system"),
+        ({"problem": [{"role": "system", "content": "S"}, {"role": "user", "content": "q"}]}, "with --system"),
+        ({"images": ["a.png"]}, "field without a use: images"),
     ],
 )
-def test_unreadable_file(tmp_path, name, data):
+@pytest.mark.parametrize("name", ["b.jsonl", "b.json", "b.parquet"])
+def test_what_cannot_be_asked_or_answered_is_refused(tmp_path, name, changes, message):
+    record = {"id": 1, "problem": "p", "answer": 1.5} | changes
+    with pytest.raises(DataError, match=message):
+        load_benchmark(write(tmp_path / name, [record]))
+
+
+def test_a_missing_number_of_a_table_is_refused(tmp_path):
+    # One missing cell makes a whole column of pandas one of floats.
+    table = pyarrow.table({"problem": ["p", "q"], "answer": [4.0, float("nan")]})
+    pyarrow.parquet.write_table(table, tmp_path / "b.parquet")
+    with pytest.raises(DataError, match=r"b\.parquet:2: wrong type: answer; expected a text; got nan"):
+        load_benchmark(tmp_path / "b.parquet")
+    for cell in ("", "nan", "NaN"):
+        (tmp_path / "b.csv").write_text(f"problem,answer\np,4.0\nq,{cell}\n")
+        with pytest.raises(DataError, match=r"b\.csv:3: (missing|empty) field: answer"):
+            load_benchmark(tmp_path / "b.csv")
+
+
+@pytest.mark.parametrize(
+    ("name", "record"),
+    [
+        ("minerva", {"question": "q", "answer": float("nan")}),
+        ("minerva", {"question": float("nan"), "answer": "1"}),
+        ("olympiadbench", {"question": "q", "final_answer": ["1", None]}),
+        ("gsm8k", {"question": "q", "answer": None}),
+        ("mmlu-pro", {"question": "q", "options": ["1", "2"], "answer": None}),
+        ("gpqa-diamond", {"Question": "q", "Correct Answer": "a", "Incorrect Answer 1": None,
+                          "Incorrect Answer 2": "c", "Incorrect Answer 3": "d"}),
+    ],
+)  # fmt: skip
+def test_nothing_missing_becomes_a_text_in_a_named_benchmark(tmp_path, name, record):
+    write(tmp_path / f"{name}.jsonl", [record])
+    with pytest.raises(DataError, match=r"jsonl:1: wrong type"):
+        find_benchmark(name, tmp_path)
+
+
+def test_fields_that_are_not_used_are_counted_and_said(tmp_path, capsys):
+    records = [one | {"url": "u", "solution": None} for one in RECORDS] + [{"problem": "r", "answer": "1", "year": 24}]
+    load_benchmark(write(tmp_path / "b.jsonl", records))
+    assert "b.jsonl: fields that are not used: url 2, year 1" in capsys.readouterr().err
+
+
+def test_a_context_stands_before_its_question(tmp_path):
+    records = [
+        {"context": "Let x = 2.", "problem": "x?", "answer": "2"},
+        {"context": None, "problem": "1?", "answer": "1"},
+    ]
+    assert [one.problem for one in load_benchmark(write(tmp_path / "b.jsonl", records))] == ["Let x = 2.\n\nx?", "1?"]
+
+
+def test_a_question_as_messages(tmp_path):
+    asked = [{"role": "user", "content": "1+1?"}]
+    records = [{"prompt": asked, "answer": "2"}, {"prompt": json.dumps(asked), "answer": "2"}]
+    assert [one.problem for one in load_benchmark(write(tmp_path / "b.jsonl", records))] == ["1+1?"] * 2
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("b.jsonl.gz", b"no gzip", "b.jsonl.gz:1: damaged gzip file"),
+        ("b.jsonl.gz", gzip.compress(b"x" * 99)[:-9], "b.jsonl.gz:1: damaged gzip file"),
+        ("b.jsonl", b"\xff", "b.jsonl:1: not UTF-8"),
+        ("b.parquet", b"x", "b.parquet: damaged Parquet file"),
+    ],
+)
+def test_unreadable_file(tmp_path, name, data, message):
     (tmp_path / name).write_bytes(data)
-    with pytest.raises(DataError, match="unreadable benchmark"):
+    with pytest.raises(DataError, match=message):
         load_benchmark(tmp_path / name)
 
 
 def test_absent_file(tmp_path):
-    with pytest.raises(DataError, match="unreadable benchmark"):
+    with pytest.raises(DataError, match=r"absent.jsonl: cannot read the input file \(No such file"):
         load_benchmark(tmp_path / "absent.jsonl")
 
 
@@ -192,7 +266,7 @@ def test_without_a_data_folder_the_hub_is_asked(monkeypatch):
     [
         ({"question": "q"}, r"not a record of ARC-Challenge.*got fields question"),
         ({"question": "q", "choices": {"text": ["p"], "label": ["A"]}, "answerKey": "B"}, "not a record of ARC"),
-        ({"question": " ", "choices": {"text": ["p"], "label": ["A"]}, "answerKey": "A"}, "without problem or answer"),
+        ({"question": " ", "choices": {"text": ["p"], "label": ["A"]}, "answerKey": "A"}, "empty field: question"),
     ],
 )
 def test_wrong_records_of_a_named_benchmark(tmp_path, record, message):

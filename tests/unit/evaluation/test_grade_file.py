@@ -51,22 +51,26 @@ def test_adds_four_fields_and_keeps_order_and_the_rest(tmp_path):
 
 
 BAD = [
-    (b"{nonsense\n", "not a JSON line"),
-    (b'{"a": NaN}\n', "NaN is no JSON"),
-    (b"\xff\xfe\n", "not a JSON line"),
-    (b"[1, 2]\n", "expected an object, got list"),
-    (b"[" * 100_000 + b"\n", "not a JSON line"),
-    (json.dumps({"group_id": "g"}).encode() + b"\n", "no `sample_id`"),
-    (json.dumps(record(0, 5)).encode() + b"\n", "`text` is of type int"),
-    (json.dumps(record(0, "t", answer=["7"])).encode() + b"\n", "`answer` is of type list"),
-    (json.dumps(record(0, "t", choices="four")).encode() + b"\n", "`choices` is 'four'"),
-    (json.dumps(record(0, "\ud800")).encode() + b"\n", "lone surrogate"),
+    (b"{nonsense\n", "record", "malformed JSON"),
+    (b'{"a": NaN}\n', "group_id", "missing field"),
+    (json.dumps(record(0, "t", model=float("nan"))).encode() + b"\n", "record", "not JSON"),
+    (b"\xff\xfe\n", "record", "not UTF-8"),
+    (b"[1, 2]\n", "record", "wrong type"),
+    (b"[" * 100_000 + b"\n", "record", "malformed JSON"),
+    (json.dumps({"group_id": "g"}).encode() + b"\n", "sample_id", "missing field"),
+    (json.dumps(record(0, 5)).encode() + b"\n", "text", "wrong type"),
+    (json.dumps(record(0, "t", answer=["7", "8"])).encode() + b"\n", "answer", "wrong type"),
+    (json.dumps(record(0, "t", answer=float("nan"))).encode() + b"\n", "answer", "wrong type"),
+    (json.dumps(record(0, "t", answer=None)).encode() + b"\n", "answer", "missing field"),
+    (json.dumps(record(0, "t", choices="four")).encode() + b"\n", "choices", "wrong type"),
+    (json.dumps(record(0, "\ud800")).encode() + b"\n", "text", "not UTF-8"),
+    (json.dumps(record(0, "t", model="\ud800")).encode() + b"\n", "record", "not JSON"),
 ]
 
 
 def test_malformed_lines_are_listed_with_their_place(tmp_path, capsys):
     good = [record(number, "\\boxed{7}") for number in range(len(BAD))]
-    lines = [line for (bad, _), one in zip(BAD, good, strict=True) for line in (bad, one, b"\n")]
+    lines = [line for (bad, _, _), one in zip(BAD, good, strict=True) for line in (bad, one, b"\n")]
     source = write(tmp_path / "in.jsonl", *lines)
     counts = grade_file(source, tmp_path / "out.jsonl", processes=1)
     assert (counts.graded, counts.lenient, counts.rejected) == (len(BAD), len(BAD), len(BAD))
@@ -76,22 +80,45 @@ def test_malformed_lines_are_listed_with_their_place(tmp_path, capsys):
     rejects = read(tmp_path / "out.jsonl.rejects.jsonl")
     # Each bad line is followed by a good and a blank one.
     assert [one["where"] for one in rejects] == [f"{source}:{3 * number + 1}" for number in range(len(BAD))]
-    assert all(reason in one["reason"] for one, (_, reason) in zip(rejects, BAD, strict=True))
-    assert f"{len(BAD)} line(s) left out, listed in" in capsys.readouterr().err
+    assert [(one["field"], one["reason"]) for one in rejects] == [(field, reason) for _, field, reason in BAD]
+    assert f"{len(BAD)} record(s) left out, listed in" in capsys.readouterr().err
     write(source, record(0, "\\boxed{7}"))
     grade_file(source, tmp_path / "out.jsonl", processes=1)
     assert not (tmp_path / "out.jsonl.rejects.jsonl").exists()
 
 
+def test_a_byte_order_mark_costs_no_sample(tmp_path):
+    lines = [record(number, "\\boxed{7}") for number in range(2)]
+    source = write(tmp_path / "in.jsonl", b"\xef\xbb\xbf", *lines)
+    counts = grade_file(source, tmp_path / "out.jsonl", processes=1)
+    assert (counts.graded, counts.rejected) == (2, 0)
+
+
+def test_a_worked_reference_a_thought_and_fields_that_have_no_part(tmp_path, capsys):
+    given = [
+        record(0, "\\boxed{7}", answer="12 minus 5.\n#### 7", model="m", finish_reason="stop"),
+        record(1, "\\boxed{7}", reasoning_content="is it \\boxed{9}?", model="m", system="S"),
+        record(2, None, reasoning_content="is it \\boxed{7}?"),
+    ]
+    counts = grade_file(write(tmp_path / "in.jsonl", *given), tmp_path / "out.jsonl", processes=1)
+    graded = read(tmp_path / "out.jsonl")
+    assert [(one["lenient"], one["strict"]) for one in graded] == [(1, 1), (1, 1), (1, 0)]
+    assert [{name: one[name] for name in had} for had, one in zip(given, graded, strict=True)] == given
+    assert counts.unused == {"model": 2, "finish_reason": 1, "system": 1}
+    assert "fields that have no part in the grading: model 2, finish_reason 1, system 1" in capsys.readouterr().err
+
+
 def test_mistakes_are_named_and_leave_nothing(tmp_path):
-    source = write(tmp_path / "in.jsonl", b"[]\n")
-    with pytest.raises(DataError, match=r"no line can be graded.*1 lines, the last one: expected an object"):
+    source = write(tmp_path / "in.jsonl", b"3\n")
+    with pytest.raises(
+        DataError, match=r"no record can be graded.*1 rejected, the last one .*in\.jsonl:1: record: wrong type"
+    ):
         grade_file(source, tmp_path / "out.jsonl", processes=1)
-    with pytest.raises(DataError, match=r"no line can be graded.*got no line"):
+    with pytest.raises(DataError, match=r"no record can be graded.*got no record"):
         grade_file(write(tmp_path / "empty.jsonl"), tmp_path / "out.jsonl", processes=1)
     with pytest.raises(ConfigError, match="one file"):
         grade_file(source, source)
-    with pytest.raises(DataError, match=r"absent\.jsonl: cannot read or write \(No such file"):
+    with pytest.raises(DataError, match=r"absent\.jsonl: cannot read the input file \(No such file"):
         grade_file(tmp_path / "absent.jsonl", tmp_path / "out.jsonl")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty.jsonl", "in.jsonl"]
 
