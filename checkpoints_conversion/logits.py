@@ -60,7 +60,7 @@ def run_stage(chunk: Any, ids_T: Tensor, received: Tensor | None = None) -> tupl
     num_tokens = ids_T.shape[0]
     rows_R = torch.arange(num_tokens, device=ids_T.device)
     segments = PackedSegments.of((0, num_tokens), ids_T.device)
-    chunk.set_input_tensor(received)
+    chunk.set_input_tensor([received])
     try:
         chunk(ModelInput(ids_T[None], rows_R, segments, rows_R, ids_T))
     finally:

@@ -2,12 +2,13 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from megatron_offgrpo.data.grading import GradingPool
+from megatron_offgrpo.data_config import THINK_TAGS
 from megatron_offgrpo.errors import ConfigError, DataError
 from megatron_offgrpo.evaluation.grading import Solution, score
 from megatron_offgrpo.evaluation.json_lines import json_line
@@ -33,11 +34,23 @@ class _Malformed(Exception):
     """A line that cannot be graded, and why."""
 
 
-def grade_file(source: Path, output: Path, *, processes: int | None = None, seconds: float = 5.0) -> GradeCounts:
+def grade_file(
+    source: Path,
+    output: Path,
+    *,
+    processes: int | None = None,
+    seconds: float = 5.0,
+    think_tags: Sequence[str] = THINK_TAGS,
+    prompt_opens_thinking: bool = False,
+) -> GradeCounts:
     """Adds `strict`, `lenient`, `extracted` and `reason` to each line of `source`, in order, streaming.
 
     Lines that cannot be graded are listed in `OUTPUT.rejects.jsonl` with file, line and reason. The output is the same
     for any number of processes.
+
+    Args:
+        think_tags: see `ThinkTags`.
+        prompt_opens_thinking: what holds of lines without a field of this name: their prompt ended inside a thought.
 
     Raises:
         DataError: the input cannot be read, or none of its lines can be graded.
@@ -53,7 +66,7 @@ def grade_file(source: Path, output: Path, *, processes: int | None = None, seco
         with (
             temporary[output].open("w", encoding="utf-8") as graded,
             temporary[rejects].open("w", encoding="ascii") as rejected,
-            GradingPool(processes, seconds) as pool,
+            GradingPool(processes, seconds, think_tags=think_tags) as pool,
             progress(f"grading {source.name}", source.stat().st_size) as advance,
         ):
             pending: list[dict[str, Any]] = []
@@ -62,7 +75,7 @@ def grade_file(source: Path, output: Path, *, processes: int | None = None, seco
                 for number, line in _lines(source):
                     advance(len(line))
                     try:
-                        record, solution = _parse(line)
+                        record, solution = _parse(line, prompt_opens_thinking)
                     except _Malformed as cause:
                         reject = {"where": f"{source}:{number}", "reason": str(cause), "line": _shown(line)}
                         rejected.write(json.dumps(reject) + "\n")
@@ -115,7 +128,7 @@ def _lines(source: Path) -> Iterator[tuple[int, bytes]]:
                 yield number, line
 
 
-def _parse(line: bytes) -> tuple[dict[str, Any], Solution]:
+def _parse(line: bytes, opened: bool) -> tuple[dict[str, Any], Solution]:
     try:
         record = json.loads(line.decode("utf-8"), parse_constant=_no_constant)
     except (ValueError, RecursionError) as cause:
@@ -132,11 +145,14 @@ def _parse(line: bytes) -> tuple[dict[str, Any], Solution]:
     choices = record.get("choices", 0)
     if not isinstance(choices, int) or isinstance(choices, bool) or not 0 <= choices <= 26:
         raise _Malformed(f"`choices` is {choices!r}, expected a number of options from 0 to 26")
+    opened = record.get("prompt_opens_thinking", opened)
+    if not isinstance(opened, bool):
+        raise _Malformed(f"`prompt_opens_thinking` is {opened!r}, expected true or false")
     try:
         json.dumps(record, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError:
         raise _Malformed("a lone surrogate, which no UTF-8 file can hold") from None
-    return record, Solution(str(record["answer"]), record["text"], choices)
+    return record, Solution(str(record["answer"]), record["text"], choices, opened)
 
 
 def _no_constant(name: str) -> Any:

@@ -8,7 +8,7 @@ import torch
 from megatron_offgrpo.errors import ConfigError
 from megatron_offgrpo.evaluation import generation
 from megatron_offgrpo.evaluation.generation import SamplingSettings, choose_backend, seed_of
-from megatron_offgrpo.evaluation.hf_backend import SeededSampling
+from megatron_offgrpo.evaluation.hf_sampling import SeededSampling
 
 
 def draw(settings, logits, num):

@@ -3,7 +3,7 @@
 import pytest
 
 from megatron_offgrpo.errors import DataError
-from megatron_offgrpo.evaluation.prompts import encode_prompt, load_prompt_tokenizer, opens_thinking, prompt_text
+from megatron_offgrpo.evaluation.prompts import encode_prompt, load_prompt_tokenizer, prompt_text
 from tools.base_student import make_tokenizer
 
 
@@ -71,8 +71,3 @@ def test_only_the_chat_template_needs_one_in_the_tokenizer(tmp_path):
     assert load_prompt_tokenizer(tmp_path, "none").eos_token_id == tokenizer.eos_token_id
     with pytest.raises(DataError, match="cannot load the tokenizer"):
         load_prompt_tokenizer(tmp_path / "absent", "none")
-
-
-def test_thinking_that_the_prompt_opens():
-    assert opens_thinking("<|im_start|>assistant\n<think>\n")
-    assert not opens_thinking("<think>\n\n</think>\n\n")

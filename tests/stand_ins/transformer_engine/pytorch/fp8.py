@@ -27,6 +27,12 @@ def fp8_autocast(enabled=True, calibrating=False, fp8_recipe=None, fp8_group=Non
         FP8GlobalStateManager.enabled = before
 
 
+@contextmanager
+def fp8_model_init(enabled=True, recipe=None, preserve_high_precision_init_val=False):
+    assert not enabled, "weights are kept in bf16"
+    yield
+
+
 def rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
     """To fp8 and back to fp32, the largest value at the end of the format's range."""
     end = torch.finfo(dtype).max
