@@ -75,7 +75,7 @@ class ChatFormat:
 
     def _last_section(self, prompt: str) -> str:
         """The prompt from its last special token on; tokenizers read the sections between such tokens one by one."""
-        return prompt[max(0, *(prompt.rfind(mark) for mark in self.special)) :]
+        return prompt[max([0, *(prompt.rfind(mark) for mark in self.special)]) :]
 
     def without_end(self, ids: list[int]) -> tuple[list[int], int | None]:
         """A response's tokens up to the end tokens it ends in, and the first of these; None where it ends in none.

@@ -105,7 +105,7 @@ def response_tokens(
     """Tokens of all responses of all groups, in order.
 
     Where the template opens the thought, a response that begins with the same tag loses it; where the template writes
-    white space before a response, one that begins without any gets it. A response with log-probs stays as it is, since
+    white space before a response, one that begins without it gets it. A response with log-probs stays as it is, since
     these belong to its tokens. One that its generator cut gets no end.
     """
     contexts, texts, cut = [], [], []
@@ -122,7 +122,7 @@ def response_tokens(
 
 def _continued(prompt: str, text: str, chat: ChatFormat, thinking: ThinkTags) -> str:
     text = thinking.continued(prompt, text)
-    return chat.gap + text if text and not text[0].isspace() else text
+    return text if not text or text.startswith(chat.gap) else chat.gap + text
 
 
 def _ended(ids: list[int], chat: ChatFormat, was_cut: bool) -> ResponseTokens:
