@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import takewhile
 from typing import Any
 
 from megatron_offgrpo.errors import ConfigError, DataError
@@ -105,7 +106,12 @@ def chat_format(tokenizer: Any, given: Mapping[str, Any] | None = None) -> ChatF
         remarks.append(f"the chat template asks for the date: it is given {variables[CLOCK]}")
     eos, end, gap = tokenizer.eos_token_id, None, ""
     try:
-        end, gap = end_of_turn(tokenizer, variables), _gap(tokenizer, variables)
+        closing, gap = closing_tokens(tokenizer, variables), _gap(tokenizer, variables)
+        end = next((token for token in closing if _is_special(tokenizer, token)), None)
+        if end is None and (plain := tokenizer.decode(closing).strip()):
+            remarks.append(
+                f"the chat template closes a turn by {plain!r}, no token: responses end in the tokenizer's EOS"
+            )
     except Exception as cause:  # templates raise jinja2 errors of many kinds, `raise_exception` among them
         remarks.append(
             f"the chat template refuses a short conversation ({cause}); responses end in the tokenizer's EOS"
@@ -160,23 +166,20 @@ def decode(tokenizer: Any, prompt_ids: Sequence[int], ids: Sequence[int]) -> str
     return whole[len(head) :] if whole.startswith(head) else plain(list(ids))
 
 
-def end_of_turn(tokenizer: Any, variables: Mapping[str, Any]) -> int | None:
-    """The first special token that the template writes behind an answer, whether or not a question follows.
-
-    None where it writes none, or another one behind the last answer than behind an earlier one.
-    """
+def closing_tokens(tokenizer: Any, variables: Mapping[str, Any]) -> list[int]:
+    """The tokens that the template writes behind an answer whether or not a question follows."""
     before, answer = question("1+1?", None), {"role": "assistant", "content": "It is 2."}
     tails = []
     for messages in ([*before, answer], [*before, answer, *question("2+2?", None)]):
         text = render(tokenizer, messages, variables, to_response=False)
         tails.append(text.rpartition(answer["content"])[2] if answer["content"] in text else "")
-    special = tokenizer.added_tokens_decoder
-    for last, earlier in zip(*encode(tokenizer, tails), strict=False):
-        if last != earlier:
-            return None
-        if last in special and str(special[last].content).strip():
-            return int(last)
-    return None
+    pairs = zip(*encode(tokenizer, tails), strict=False)
+    return [last for last, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)]
+
+
+def _is_special(tokenizer: Any, token: int) -> bool:
+    known = tokenizer.added_tokens_decoder
+    return token in known and bool(str(known[token].content).strip())  # Gemma adds tokens of line breaks
 
 
 def _gap(tokenizer: Any, variables: Mapping[str, Any]) -> str:
@@ -195,11 +198,14 @@ def _puts_space_first(tokenizer: Any) -> bool:
 
 
 def _checked(tokenizer: Any, given: Mapping[str, Any]) -> dict[str, Any]:
-    template = tokenizer.get_chat_template()
+    try:
+        template = tokenizer.get_chat_template()
+    except ValueError as cause:  # several templates by name, none of them the default
+        raise DataError(f"no chat template to take ({cause})", where="tokenizer") from None
     ours = {"messages", *inspect.signature(tokenizer.apply_chat_template).parameters}
     for name in given:
         if name in ours:
-            raise ConfigError("is not a variable of the user's", where=f"{SETTING}.{name}")
+            raise ConfigError("is set by the program itself", where=f"{SETTING}.{name}")
         if not re.search(rf"\b{re.escape(name)}\b", template):
             remedy = "look into the chat template for the names it uses"
             raise ConfigError("the chat template has no such variable", where=f"{SETTING}.{name}", remedy=remedy)

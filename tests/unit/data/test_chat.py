@@ -56,6 +56,21 @@ def test_the_end_of_a_turn_is_the_templates(tmp_path, template, end):
     assert stored(chat, "4").response_ids[0][-1] == chat.end
 
 
+def test_a_template_that_closes_turns_by_plain_text_is_named(tmp_path):
+    chat = chat_format(loaded(tmp_path, TURNS.replace("<|end|>", "<stop>")))
+    assert chat.end_text == EOS
+    assert chat.remarks == (
+        "the chat template closes a turn by '<stop>', no token: responses end in the tokenizer's EOS",
+    )
+
+
+def test_templates_without_a_default_are_named(tmp_path):
+    tokenizer = loaded(tmp_path, TURNS)
+    tokenizer.chat_template = {"tools": TURNS, "rag": TURNS}
+    with pytest.raises(DataError, match="no chat template to take"):
+        chat_format(tokenizer)
+
+
 def test_a_template_that_refuses_answers_is_named(tmp_path):
     template = "{% if messages | length > 1 %}{{ raise_exception('one question only') }}{% endif %}" + TURNS
     chat = chat_format(loaded(tmp_path, template))
@@ -232,7 +247,7 @@ def test_variables_of_the_template(tmp_path):
     ):
         chat_format(tokenizer, {"enable_thinkin": False})
     for name in ("messages", "add_generation_prompt", "tokenize"):
-        with pytest.raises(ConfigError, match=rf"chat_template_kwargs\.{name}: is not a variable of the user's"):
+        with pytest.raises(ConfigError, match=rf"chat_template_kwargs\.{name}: is set by the program itself"):
             chat_format(tokenizer, {name: []})
 
 
