@@ -1,10 +1,29 @@
 """The configuration of data preparation: what recipes for data fill in, and `offgrpo prepare` does."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 LabelMode = Literal["math-verify", "majority", "given"]
 SelectMode = Literal["released", "balanced", "random"]
+THINK_TAGS = (
+    "<think>...</think>",
+    "<thinking>...</thinking>",
+    "<thought>...</thought>",
+    "<thoughts>...</thoughts>",
+    "<reason>...</reason>",
+    "<reasoning>...</reasoning>",
+    "<seed:think>...</seed:think>",
+    "<mm:think>...</mm:think>",
+    "[THINK]...[/THINK]",
+    "◁think▷...◁/think▷",
+    "<|begin_of_thought|>...<|end_of_thought|>",
+    "<|START_THINKING|>...<|END_THINKING|>",
+    "<|channel|>analysis<|message|>...<|channel|>final<|message|>",
+    "<|channel>...<channel|>",
+    "<|open|>think<|sep|>...<|close|>think<|sep|>",
+)
+"""What opens a thought and what closes it, as OPEN...CLOSE; upper and lower case are one. Of models by DeepSeek, Qwen,
+ByteDance, MiniMax, Mistral, Moonshot, OpenThoughts, Cohere, OpenAI (gpt-oss), Google and others."""
 FormName = Literal[
     "auto", "groups", "solutions", "verl", "openr1", "preference", "sharegpt", "messages", "alpaca", "completion"
 ]
@@ -69,6 +88,10 @@ class PrepareConfig:
     """Groups with a longer prompt are rejected."""
     max_response_tokens: int = 31744
     """Longer responses are cut; they keep their reward and have no EOS."""
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Variables of the chat template, such as `enable_thinking`; `strftime_now` is the date where it asks the clock."""
+    think_tags: tuple[str, ...] = THINK_TAGS
+    """What parts the thought from the final answer."""
     filters: FilterConfig = field(default_factory=FilterConfig)
     validation_share: float = 0.0
     """Share of the groups set apart from training; near-duplicates stay on one side."""

@@ -10,7 +10,7 @@ from typing import NoReturn
 import typer
 
 from checkpoints_conversion.cli import app as converters
-from megatron_offgrpo.cli import data, evaluation, launch, project, training
+from megatron_offgrpo.cli import data, evaluation, generation, launch, project, training
 from megatron_offgrpo.cli.quiet import keep_quiet
 from megatron_offgrpo.errors import OffgrpoError
 from megatron_offgrpo.outcome import report_refusal
@@ -32,8 +32,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "eval": evaluation.evaluate_command,
     "grade": evaluation.grade,
     "compare": evaluation.compare,
-    "generate": evaluation.generate,
-    "check-weights": evaluation.check_weights,
+    "generate": generation.generate,
+    "check-weights": generation.check_weights,
     "report": project.report,
     "chain": launch.chain,
     "launch": launch.launch,

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from megatron_offgrpo.cli.options import Force, print_lines
+from megatron_offgrpo.cli.options import ChatTemplateKwargs, Force, ThinkTags, json_object, print_lines
 from megatron_offgrpo.data_config import FormName
 
 
@@ -34,6 +34,8 @@ def prepare(
     trajectories_per_group: Annotated[int | None, typer.Option("--trajectories-per-group")] = None,
     max_prompt_tokens: Annotated[int | None, typer.Option("--max-prompt-tokens")] = None,
     max_response_tokens: Annotated[int | None, typer.Option("--max-response-tokens")] = None,
+    chat_template_kwargs: ChatTemplateKwargs = None,
+    think_tags: ThinkTags = None,
     validation_share: Annotated[float | None, typer.Option("--validation-share")] = None,
     seed: Annotated[int | None, typer.Option("--seed")] = None,
     min_pass_rate: Annotated[float | None, typer.Option("--min-pass-rate")] = None,
@@ -72,6 +74,8 @@ def prepare(
 
     config = load_data_recipe(recipe) if recipe else PrepareConfig()
     filters = {name: _plain(value) for name, value in given.items() if hasattr(FilterConfig, name)}
+    if chat_template_kwargs is not None:
+        given["chat_template_kwargs"] = json_object("--chat-template-kwargs", chat_template_kwargs)
     renamed = {"input": "inputs", "label": "labels"}
     values = {renamed.get(name, name): _plain(value) for name, value in given.items() if name not in filters}
     config = replace(config, **{name: value for name, value in values.items() if hasattr(config, name)})

@@ -1,4 +1,4 @@
-"""`offgrpo eval`, `grade`, `compare`, `generate` and `check-weights`."""
+"""`offgrpo eval`, `grade` and `compare`."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,29 +6,35 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from megatron_offgrpo.cli.options import Force, print_lines
+from megatron_offgrpo.cli.options import (
+    BackendChoice,
+    ChatTemplateKwargs,
+    Concurrency,
+    Force,
+    FrequencyPenalty,
+    MinP,
+    Model,
+    Precision,
+    PresencePenalty,
+    RepetitionPenalty,
+    Seed,
+    ServerModel,
+    ServerUrl,
+    ShardOption,
+    System,
+    TensorParallel,
+    ThinkTags,
+    Timeout,
+    TopK,
+    json_object,
+    print_lines,
+)
+from megatron_offgrpo.data_config import THINK_TAGS
 from megatron_offgrpo.errors import ConfigError
 
 if TYPE_CHECKING:
     from megatron_offgrpo.evaluation.sample_log import Shard
     from megatron_offgrpo.evaluation.task import EvaluationConfig
-
-Model = Annotated[Path, typer.Option("--model", help="Hugging Face folder.")]
-BackendChoice = Annotated[
-    Literal["auto", "vllm", "hf", "server"],
-    typer.Option("--backend", help="auto: vLLM where installed, else hf. server: an OpenAI-compatible endpoint."),
-]
-Precision = Annotated[Literal["auto", "fp32", "bf16"], typer.Option("--precision")]
-TensorParallel = Annotated[int, typer.Option("--tensor-parallel", min=1, help="GPUs of one vLLM engine.")]
-ServerUrl = Annotated[str | None, typer.Option("--server-url", help="http://HOST:PORT/v1")]
-ServerModel = Annotated[str | None, typer.Option("--server-model", help="Its name there; by default the only one.")]
-Concurrency = Annotated[int, typer.Option("--concurrency", min=1, help="Requests under way at a server.")]
-Timeout = Annotated[float, typer.Option("--timeout-seconds", help="Longest wait for a server's completion.")]
-ShardOption = Annotated[
-    str | None, typer.Option("--shard", help="I/N: draw this share only; the same command without it finishes.")
-]
-Seed = Annotated[int, typer.Option("--seed")]
-System = Annotated[str | None, typer.Option("--system", help="System message of the chat template.")]
 
 
 def evaluate_command(
@@ -48,6 +54,13 @@ def evaluate_command(
         Literal["chat", "qwen-math", "simplerl", "prime", "none"], typer.Option("--template", help="chat: the model's.")
     ] = "chat",
     system: System = None,
+    top_k: TopK = 0,
+    min_p: MinP = 0.0,
+    repetition_penalty: RepetitionPenalty = 1.0,
+    presence_penalty: PresencePenalty = 0.0,
+    frequency_penalty: FrequencyPenalty = 0.0,
+    chat_template_kwargs: ChatTemplateKwargs = None,
+    think_tags: ThinkTags = None,
     data_dir: Annotated[
         Path | None, typer.Option("--data-dir", help="Files of named benchmarks; without it they come from the hub.")
     ] = None,
@@ -76,7 +89,7 @@ def evaluate_command(
     force: Force = False,
 ) -> None:
     """Samples a model on benchmarks, grades with math-verify, and gives accuracy with its 95 % intervals."""
-    from megatron_offgrpo.evaluation.generation import BackendConfig
+    from megatron_offgrpo.evaluation.generation import BackendConfig, Shaping
     from megatron_offgrpo.evaluation.sample_log import parse_shard
     from megatron_offgrpo.evaluation.task import PRESETS, EvaluationConfig
 
@@ -94,6 +107,9 @@ def evaluate_command(
         output=output,
         template=template,
         system=system,
+        shaping=Shaping(top_k, min_p, repetition_penalty, presence_penalty, frequency_penalty),
+        chat_template_kwargs=json_object("--chat-template-kwargs", chat_template_kwargs),
+        think_tags=tuple(think_tags or THINK_TAGS),
         data_dir=data_dir,
         leave_out_unreadable=leave_out_unreadable,
         store=store,
@@ -194,11 +210,25 @@ def grade(
     output: Annotated[Path, typer.Option("--output", help="JSON lines: with strict, lenient, extracted, reason.")],
     processes: Annotated[int | None, typer.Option("--processes", min=1, help="One for each CPU.")] = None,
     seconds: Annotated[float, typer.Option("--seconds", help="CPU seconds that one solution may take.")] = 5.0,
+    prompt_opens_thinking: Annotated[
+        bool,
+        typer.Option(
+            "--prompt-opens-thinking", help="The prompts ended inside a thought, where a line does not say otherwise."
+        ),
+    ] = False,
+    think_tags: ThinkTags = None,
 ) -> None:
     """Grades solutions made elsewhere, with math-verify."""
     from megatron_offgrpo.evaluation.grade_file import grade_file
 
-    counts = grade_file(input, output, processes=processes, seconds=seconds)
+    counts = grade_file(
+        input,
+        output,
+        processes=processes,
+        seconds=seconds,
+        think_tags=tuple(think_tags or THINK_TAGS),
+        prompt_opens_thinking=prompt_opens_thinking,
+    )
     print_lines(
         [
             f"{counts.graded} graded: {counts.lenient} right ({100 * counts.lenient / counts.graded:.1f} %), "
@@ -206,59 +236,6 @@ def grade(
             f"{counts.rejected} record(s) rejected"
         ]
     )
-
-
-def generate(
-    model: Model,
-    problems: Annotated[str, typer.Option("--problems", help="File of problems with answers, or a benchmark's name.")],
-    output: Annotated[Path, typer.Option("--output", help="Folder for groups.jsonl, which `prepare` takes.")],
-    samples: Annotated[int, typer.Option("--samples", min=1, help="Solutions of each problem.")] = 8,
-    temperature: Annotated[float, typer.Option("--temperature", min=0.0)] = 1.0,
-    top_p: Annotated[float, typer.Option("--top-p", min=0.0, max=1.0)] = 1.0,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1)] = 32768,
-    system: System = None,
-    data_dir: Annotated[Path | None, typer.Option("--data-dir", help="Files of named benchmarks.")] = None,
-    source: Annotated[
-        str | None, typer.Option("--source", help="Who wrote them; by default the folder's name.")
-    ] = None,
-    on_policy: Annotated[bool, typer.Option("--on-policy", help="Mark them as the student's own.")] = False,
-    backend: BackendChoice = "auto",
-    precision: Precision = "auto",
-    tensor_parallel: TensorParallel = 1,
-    server_url: ServerUrl = None,
-    server_model: ServerModel = None,
-    concurrency: Concurrency = 64,
-    timeout_seconds: Timeout = 3600.0,
-    seed: Seed = 0,
-    shard: ShardOption = None,
-    force: Force = False,
-) -> None:
-    """Writes K solutions of each problem with their log-probs, as trajectory groups."""
-    from megatron_offgrpo.evaluation.generate import GenerateConfig
-    from megatron_offgrpo.evaluation.generate import generate as run
-    from megatron_offgrpo.evaluation.generation import BackendConfig
-    from megatron_offgrpo.evaluation.sample_log import parse_shard
-
-    engine = BackendConfig(
-        model, backend, precision, tensor_parallel, server_url, server_model, concurrency, timeout_seconds
-    )
-    config = GenerateConfig(
-        model=model,
-        problems=problems,
-        output=output,
-        samples=samples,
-        temperature=temperature,
-        top_p=top_p,
-        max_tokens=max_tokens,
-        seed=seed,
-        system=system,
-        data_dir=data_dir,
-        source=source,
-        on_policy=on_policy,
-        backend=engine,
-        force=force,
-    )
-    print_lines([f"{name:<24}{value}" for name, value in run(config, parse_shard(shard)).items()])
 
 
 def compare(
@@ -275,30 +252,3 @@ def compare(
     for table in tables:
         console.print(table)
     print_lines([*sentences, str(output / "comparison.html")])
-
-
-def check_weights(
-    store: Annotated[Path, typer.Option("--store", help="Folder of the store.")],
-    reference: Annotated[Path, typer.Option("--reference", help="Folder of the reference cache.")],
-    model: Model,
-    output: Annotated[Path, typer.Option("--output", help="JSON file for the result.")],
-    vllm: Annotated[bool, typer.Option("--vllm/--no-vllm", help="Also with vLLM.")] = True,
-    precision: Annotated[Literal["fp32", "bf16"], typer.Option("--precision", help="Of the back ends.")] = "fp32",
-    trajectories: Annotated[int, typer.Option("--trajectories", min=1, help="How many, spread over the store.")] = 32,
-    tensor_parallel: TensorParallel = 1,
-) -> None:
-    """Compares the trainer's log-probs of cached trajectories with those of Hugging Face and vLLM."""
-    from megatron_offgrpo.evaluation.generation import BackendConfig
-    from megatron_offgrpo.evaluation.weight_check import check_weights as run
-
-    engines = [BackendConfig(model, "hf", precision)]
-    if vllm:
-        engines.append(BackendConfig(model, "vllm", precision, tensor_parallel))
-    result = run(store, reference, model, engines, trajectories, output)
-    lines = [f"{result['tokens']} tokens of {result['trajectories']} trajectories"]
-    for pair in result["pairs"]:
-        lines.append(
-            f"{pair['first']} and {pair['second']}: mean difference {pair['mean_abs']:.3g}, "
-            f"largest {pair['max_abs']:.3g} nats"
-        )
-    print_lines(lines)

@@ -2,15 +2,9 @@
 
 import re
 
-THINK_END = "</think>"
 # A box (over-escaped ones too), then what hides a brace (a line break is no escape), then the braces that count.
 _BRACES = re.compile(r"\\{1,2}boxed\s*\{|\\\\|\\[{}]|[{}]")
 _MATH_DELIMITERS = ((r"\(", r"\)"), (r"\[", r"\]"), ("$$", "$$"), ("$", "$"))
-
-
-def final_part(text: str) -> str:
-    """What follows the last `</think>`; the whole text where there is none."""
-    return text.rpartition(THINK_END)[2]
 
 
 def last_box(text: str) -> str | None:

@@ -10,12 +10,14 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import megatron_offgrpo
+from megatron_offgrpo.data.thinking import ThinkTags
+from megatron_offgrpo.data_config import THINK_TAGS
 from megatron_offgrpo.errors import OffgrpoError
 
 WORKER_MODULE = "megatron_offgrpo.data.grading_worker"
@@ -55,6 +57,7 @@ class GradingPool:
         processes: number of workers; None takes one for each CPU this process may use.
         timeout_seconds: CPU seconds that one sample may take.
         memory_mebibytes: address space of a worker.
+        think_tags: what parts the thought from the final answer; see `ThinkTags`.
     """
 
     def __init__(
@@ -63,12 +66,15 @@ class GradingPool:
         timeout_seconds: float = 5.0,
         memory_mebibytes: int = 4096,
         worker_module: str = WORKER_MODULE,
+        think_tags: Sequence[str] = THINK_TAGS,
     ) -> None:
         self.processes = processes or len(os.sched_getaffinity(0))
         self.timeout_seconds = timeout_seconds
         root = str(Path(megatron_offgrpo.__file__).parents[1])
         self._environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
-        self._command = [sys.executable, "-P", "-m", worker_module, str(timeout_seconds), str(memory_mebibytes << 20)]
+        self.thinking = ThinkTags(think_tags)
+        limits = [str(timeout_seconds), str(memory_mebibytes << 20)]
+        self._command = [sys.executable, "-P", "-m", worker_module, *limits, *think_tags]
         self._selector = selectors.DefaultSelector()
         self._workers: list[_Worker] = []
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  closed in __exit__

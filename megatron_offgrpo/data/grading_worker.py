@@ -1,7 +1,7 @@
 """One worker of the grading pool: reads requests as JSON lines, answers each in one JSON line.
 
-Started as `python -m megatron_offgrpo.data.grading_worker CPU_SECONDS MEMORY_BYTES`. Kept free of torch and of the rest
-of the package, so that a killed worker is back in about half a second.
+Started as `python -m megatron_offgrpo.data.grading_worker CPU_SECONDS MEMORY_BYTES THINK_TAG ...`. Kept free of torch
+and of most of the package, so that a killed worker is back in about half a second.
 """
 
 import json
@@ -15,11 +15,14 @@ from typing import Any
 
 from math_verify import parse, verify
 
-from megatron_offgrpo.data.answers import as_math, final_part, last_box
+from megatron_offgrpo.data.answers import as_math, last_box
+from megatron_offgrpo.data.thinking import ThinkTags
 
 MAX_EXTRACTED_CHARACTERS = 500
 MAX_UNBOXED_CHARACTERS = 4000
 """Without a box only the end of a solution is searched: math-verify's patterns are slow on long texts."""
+thinking = ThinkTags()
+"""Those that the pool asks for, once the worker runs."""
 
 
 @lru_cache(maxsize=256)
@@ -28,8 +31,8 @@ def parsed_gold(gold: str) -> list[Any]:
 
 
 def parsed_answer(text: str) -> list[Any]:
-    """math-verify's reading of the last box after `</think>`, or of the end of the text where there is no box."""
-    part = final_part(text)
+    """math-verify's reading of the last box after the thought, or of the end of the text where there is no box."""
+    part = thinking.final_part(text)
     box = last_box(part)
     return _parse(as_math(box) if box is not None else part[-MAX_UNBOXED_CHARACTERS:])
 
@@ -91,7 +94,8 @@ def warm_up() -> None:
 
 
 def main() -> None:
-    cpu_seconds, memory_bytes = float(sys.argv[1]), int(sys.argv[2])
+    global thinking
+    cpu_seconds, memory_bytes, thinking = float(sys.argv[1]), int(sys.argv[2]), ThinkTags(sys.argv[3:])
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     logging.disable(logging.WARNING)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the parent, which closes the pool

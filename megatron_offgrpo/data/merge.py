@@ -211,6 +211,7 @@ class Summary:
             "records": self.parts["records"],
             "records_not_asked_for": self.parts["not_asked_for"],
             "trajectories_not_selected": self.parts["not_selected"],
+            "responses_with_turns_inside": self.parts["turns_inside"],
             "rejected": dict(sorted(self.rejected.items())),
             "removed": dict(sorted(self.removed.items())),
             "ignored_fields": dict(sorted(self.ignored_fields.items())),

@@ -27,6 +27,10 @@ def num_workers(config: PrepareConfig) -> int:
     return config.workers or len(os.sched_getaffinity(0))
 
 
+def _pool(config: PrepareConfig, processes: int) -> GradingPool:
+    return GradingPool(processes, config.grading_timeout_seconds, think_tags=config.think_tags)
+
+
 def needs_signatures(config: PrepareConfig) -> bool:
     """Whether near-duplicates matter."""
     return config.filters.near_duplicates is not None or config.validation_share > 0
@@ -43,7 +47,7 @@ def run_parts(config: PrepareConfig, folder: PartFolder, parts: Iterable[Numbere
     if not first:
         return
     if len(first) <= FEW_PARTS or num_workers(config) == 1:
-        with GradingPool(num_workers(config), config.grading_timeout_seconds) as pool:
+        with _pool(config, num_workers(config)) as pool:
             worker = PartWorker(config, pool)
             for number, part in chain(first, source):
                 folder.write(number, worker.work(part), with_signatures=needs_signatures(config))
@@ -119,7 +123,7 @@ def _serve(connection: Any, config: PrepareConfig, folder: PartFolder) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     try:
-        with GradingPool(1, config.grading_timeout_seconds) as pool:
+        with _pool(config, 1) as pool:
             worker = PartWorker(config, pool)
             while True:
                 try:

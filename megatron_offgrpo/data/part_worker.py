@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from megatron_offgrpo.data.chat import chat_format
 from megatron_offgrpo.data.decontamination import BenchmarkIndex
 from megatron_offgrpo.data.filters import (
     Finding,
@@ -20,7 +21,7 @@ from megatron_offgrpo.data.readers import Part
 from megatron_offgrpo.data.rejects import RecordError, Removal, reject_of
 from megatron_offgrpo.data.selection import select
 from megatron_offgrpo.data.store_schema import StoreRow
-from megatron_offgrpo.data.tokenisation import Limits, encode, load_tokenizer, tokenise
+from megatron_offgrpo.data.tokenisation import Limits, load_tokenizer, token_counts, tokenise
 from megatron_offgrpo.data_config import PrepareConfig
 from megatron_offgrpo.types import GroupRecord
 
@@ -38,7 +39,8 @@ class PartResult:
     removed: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
     disagreements: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
-    """`records`, `not_asked_for`, `not_selected`, and `groups after STAGE`, `trajectories after STAGE`."""
+    """`records`, `not_asked_for`, `not_selected`, `turns_inside` (responses that go on after an end of turn), and
+    `groups after STAGE`, `trajectories after STAGE`."""
     ignored_fields: Counter[str] = field(default_factory=Counter)
     labels: LabelCounts = field(default_factory=LabelCounts)
 
@@ -48,7 +50,7 @@ class PartWorker:
 
     def __init__(self, config: PrepareConfig, pool: GradingPool) -> None:
         self.config, self.pool = config, pool
-        self.tokenizer = load_tokenizer(Path(config.tokenizer))
+        self.chat = chat_format(load_tokenizer(Path(config.tokenizer)), config.chat_template_kwargs)
         self.conditions = parse_conditions(config.where)
         files = config.filters.decontaminate
         self.benchmarks = BenchmarkIndex(files, config.filters.decontaminate_words) if files else None
@@ -65,8 +67,9 @@ class PartWorker:
         selected = self._selected(labelled, result)
         rows = tokenise(
             [one for _, one in selected],
-            self.tokenizer,
+            self.chat,
             Limits(self.config.max_prompt_tokens, self.config.max_response_tokens),
+            self.pool.thinking,
         )
         for (index, one), row in zip(selected, rows, strict=True):
             if isinstance(row, RecordError):
@@ -75,6 +78,7 @@ class PartWorker:
                 result.rows.append((index, row))
                 result.counts["groups after tokenised"] += 1
                 result.counts["trajectories after tokenised"] += len(row.rewards)
+                result.counts["turns_inside"] += sum(self.chat.end in ids[:-1] for ids in row.response_ids)
         return result
 
     def _parsed(self, part: Part, result: PartResult) -> list[tuple[int, GroupRecord]]:
@@ -151,16 +155,10 @@ class PartWorker:
         return chosen
 
     def _token_counts(self, labelled: list[LabelledGroup]) -> list[list[int] | None]:
-        """Tokens of each response with EOS, where a filter asks for them."""
+        """Tokens of each response with its end, where a filter asks for them."""
         if not needs_token_counts(self.config.filters):
             return [None] * len(labelled)
-        eos = self.tokenizer.eos_token_id
-        ids = iter(encode(self.tokenizer, [one.text for group in labelled for one in group.group.trajectories]))
-        counts: list[list[int] | None] = []
-        for group in labelled:
-            own = [next(ids) for _ in group.rewards]
-            counts.append([len(one) + (one[-1:] != [eos]) for one in own])
-        return counts
+        return list(token_counts(labelled, self.chat, self.pool.thinking))
 
 
 def _count(result: PartResult, stage: str, groups: list[tuple[int, GroupRecord]]) -> None:

@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
@@ -13,6 +14,7 @@ from typing import Any, get_args
 from megatron_offgrpo import __version__
 from megatron_offgrpo.artifacts import MANIFEST, fingerprint_of, read_manifest
 from megatron_offgrpo.config_values import to_dict
+from megatron_offgrpo.data.chat import ChatFormat, chat_format
 from megatron_offgrpo.data.decontamination import BenchmarkIndex
 from megatron_offgrpo.data.grouping import grouped_parts, grouping_counts, grouping_rejects, has_rows
 from megatron_offgrpo.data.importers import parse_conditions
@@ -25,6 +27,7 @@ from megatron_offgrpo.data.sources import Source, open_source
 from megatron_offgrpo.data.store import TrajectoryStore, tokenizer_fingerprint
 from megatron_offgrpo.data.store_writer import LIST_FILES, REJECTED_FILE, write_batches
 from megatron_offgrpo.data.summary import listing, summary_lines
+from megatron_offgrpo.data.thinking import ThinkTags
 from megatron_offgrpo.data.tokenisation import load_tokenizer
 from megatron_offgrpo.data_config import FormName, LabelMode, PrepareConfig, SelectMode
 from megatron_offgrpo.errors import ConfigError, DataError
@@ -105,6 +108,10 @@ class _Request:
         self.all_parts = self.output.with_name(self.output.name + ".parts")
         self.folder = PartFolder(self.all_parts / fingerprint_of(*made_by, _part_settings(config, settings)))
 
+    @cached_property
+    def chat(self) -> ChatFormat:
+        return chat_format(load_tokenizer(Path(self.config.tokenizer)), self.config.chat_template_kwargs)
+
     def finished(self) -> TrajectoryStore | None:
         """The store at the output if it is what is asked for; None where a new one is to be made."""
         output, config = self.output, self.config
@@ -133,7 +140,8 @@ class _Request:
     def work(self, shard: tuple[int, int] | None) -> tuple[int, int]:
         """Does the missing parts, or those of a shard; (newly done, in all)."""
         # What is unusable is said before any work is done.
-        load_tokenizer(Path(self.config.tokenizer))
+        for remark in self.chat.remarks:
+            say(f"{self.config.tokenizer}: {remark}")
         BenchmarkIndex(self.config.filters.decontaminate, self.config.filters.decontaminate_words)
         self.folder.path.mkdir(parents=True, exist_ok=True)
         known = self.folder.num_parts
@@ -185,7 +193,7 @@ class _Request:
 
         def batches() -> Iterator[Any]:
             yield from merged_batches(rows, self.folder, summary, lists)
-            counts.update(summary.as_counts())
+            counts.update(summary.as_counts(), end_of_turn=self.chat.end_text)
             self._check_result(summary, counts)
 
         write_batches(
@@ -194,7 +202,7 @@ class _Request:
             tokenizer_fingerprint=self.tokenizer_print,
             inputs=self.inputs,
             counts=counts,
-            config=to_dict(self.config),
+            config=to_dict(self.config) | {"chat_template_kwargs": dict(self.chat.variables)},
             lists=lists,
         )
         if self.output.exists():
@@ -269,6 +277,7 @@ def _is_ours(part: int, shard: tuple[int, int] | None) -> bool:
 
 
 def _check(config: PrepareConfig) -> None:
+    ThinkTags(config.think_tags)
     for name in ("inputs", "tokenizer", "output"):
         if not getattr(config, name):
             option = "--input" if name == "inputs" else f"--{name}"

@@ -31,6 +31,8 @@ def summary_lines(store: TrajectoryStore) -> list[str]:
             lines.append(f"{name:<11}{listing(counts[name])} (see {store.path / file})")
     if counts.get("records_not_asked_for"):
         lines.append(f"skipped    {counts['records_not_asked_for']} records not asked for")
+    if counts.get("responses_with_turns_inside"):
+        lines.append(f"turns      {counts['responses_with_turns_inside']} responses go on after an end of turn")
     if counts.get("ignored_fields"):
         lines.append("ignored    fields " + listing(counts["ignored_fields"]))
     return lines

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_offgrpo.data.chat import ChatFormat, encode
 from megatron_offgrpo.data.fields import CUT
 from megatron_offgrpo.data.labelling import LabelledGroup
 from megatron_offgrpo.data.rejects import RecordError
 from megatron_offgrpo.data.store_schema import StoreRow
+from megatron_offgrpo.data.thinking import ThinkTags
 from megatron_offgrpo.errors import DataError
-
-THINK = "<think>"
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -49,75 +49,98 @@ class Limits:
     response_tokens: int
 
 
-def tokenise(groups: Sequence[LabelledGroup], tokenizer: Any, limits: Limits) -> list[StoreRow | RecordError]:
-    """Token ids of each group: the prompt by the chat template up to the response, the response plain plus EOS.
+def tokenise(
+    groups: Sequence[LabelledGroup], chat: ChatFormat, limits: Limits, thinking: ThinkTags
+) -> list[StoreRow | RecordError]:
+    """Token ids of each group: the prompt by the chat template up to the response, the response as it continues it.
 
-    Where the template ends in `<think>`, a response that begins with the same tag loses it, unless it has log-probs.
-    A response whose text ends in EOS gets no second one. Longer responses than the limit are cut, lose their EOS and
-    are marked as truncated. Log-probs may stand for the tokens of the text or for those and EOS; in the first case EOS
-    gets mu = 0, as everywhere where no behaviour log-prob is known. Those of a response that is cut here may end with
-    the cut.
+    A response gets the end of turn, one whose text ends in it no second one; see `response_tokens`. Longer responses
+    than the limit are cut, lose their end and are marked as truncated. Log-probs may stand for the tokens of the text
+    or for what is stored; an end without one gets mu = 0, as everywhere where no behaviour log-prob is known. Those of
+    a response that is cut here may end with the cut.
 
     Returns:
         for each group its row, or why it cannot be stored: a prompt over the limit, a template that refuses it, or
         log-probs of another length than the response.
     """
-    prompts = [_render(group, tokenizer) for group in groups]
-    texts = [
-        one.text if isinstance(prompt, RecordError) or one.logprobs is not None else continued(prompt, one.text)
-        for group, prompt in zip(groups, prompts, strict=True)
-        for one in group.group.trajectories
-    ]
-    rendered = [prompt for prompt in prompts if isinstance(prompt, str)]
-    prompt_ids = iter(encode(tokenizer, rendered))
-    text_ids = iter(encode(tokenizer, texts))
+    prompts = [_render(group, chat) for group in groups]
+    responses = iter(response_tokens(groups, prompts, chat, thinking))
+    prompt_ids = iter(encode(chat.tokenizer, [prompt for prompt in prompts if isinstance(prompt, str)]))
     rows: list[StoreRow | RecordError] = []
     for group, prompt in zip(groups, prompts, strict=True):
-        own_ids = [next(text_ids) for _ in group.group.trajectories]
+        own = [next(responses) for _ in group.group.trajectories]
         if isinstance(prompt, RecordError):
             rows.append(prompt)
             continue
         try:
-            rows.append(_row(group, next(prompt_ids), own_ids, tokenizer.eos_token_id, limits))
+            rows.append(_row(group, next(prompt_ids), own, limits))
         except RecordError as error:
             rows.append(error)
     return rows
 
 
-def continued(prompt: str, text: str) -> str:
-    """The response to a prompt whose template opens the thought: its own `<think>` would be the second one."""
-    opening = prompt[len(prompt.rstrip()) - len(THINK) :]
-    if not opening.startswith(THINK) or not text.lstrip().startswith(THINK):
-        return text
-    after = text.lstrip()[len(THINK) :]
-    space = opening[len(THINK) :]
-    return after[len(space) :] if after.startswith(space) else after.lstrip()
+def token_counts(groups: Sequence[LabelledGroup], chat: ChatFormat, thinking: ThinkTags) -> list[list[int]]:
+    """Tokens of each response of each group, with its end."""
+    prompts = [_render(group, chat) for group in groups]
+    lengths = (len(one.whole) for one in response_tokens(groups, prompts, chat, thinking))
+    return [[next(lengths) for _ in group.group.trajectories] for group in groups]
 
 
-def encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
-    """Token ids of each text, without special tokens."""
-    if not texts:
-        return []
-    # verbose=False: the lengths that count are the limits here, not the tokenizer's own maximum.
-    encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
-    ids: list[list[int]] = encoded["input_ids"]
-    return ids
+@dataclass(frozen=True)
+class ResponseTokens:
+    """One response in tokens."""
+
+    plain: list[int]
+    """Of the text as it is."""
+    whole: list[int]
+    """What is trained on: up to the end of turn, which stands once."""
+    same: int
+    """So many tokens at the start of both are the same."""
 
 
-def _render(group: LabelledGroup, tokenizer: Any) -> str | RecordError:
-    messages = [{"role": "user", "content": group.group.problem}]
-    if group.group.system is not None:
-        messages.insert(0, {"role": "system", "content": group.group.system})
+def response_tokens(
+    groups: Sequence[LabelledGroup], prompts: Sequence[str | RecordError], chat: ChatFormat, thinking: ThinkTags
+) -> list[ResponseTokens]:
+    """Tokens of all responses of all groups, in order.
+
+    Where the template opens the thought, a response that begins with the same tag loses it; where the template writes
+    white space before a response, one that begins without it gets it. A response with log-probs stays as it is, since
+    these belong to its tokens. One that its generator cut gets no end.
+    """
+    contexts, texts, cut = [], [], []
+    for group, prompt in zip(groups, prompts, strict=True):
+        for one in group.group.trajectories:
+            before = prompt if isinstance(prompt, str) else ""  # refused: only its length in tokens is asked for
+            text = one.text if one.logprobs is not None else _continued(before, one.text, chat, thinking)
+            contexts.append(before)
+            texts.append(text)
+            cut.append(one.finish_reason == CUT)
+    found = zip(chat.response_ids(contexts, texts), cut, strict=True)
+    return [_ended(ids, chat, was_cut) for ids, was_cut in found]
+
+
+def _continued(prompt: str, text: str, chat: ChatFormat, thinking: ThinkTags) -> str:
+    text = thinking.continued(prompt, text)
+    return text if not text or text.startswith(chat.gap) else chat.gap + text
+
+
+def _ended(ids: list[int], chat: ChatFormat, was_cut: bool) -> ResponseTokens:
+    if was_cut:
+        return ResponseTokens(ids, ids, len(ids))
+    body, given_end = chat.without_end(ids)
+    return ResponseTokens(ids, [*body, chat.end], len(body) + (given_end == chat.end))
+
+
+def _render(group: LabelledGroup, chat: ChatFormat) -> str | RecordError:
     try:
-        text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return text
+        return chat.prompt(group.group.problem, group.group.system)
     except Exception as cause:  # templates raise jinja2 errors of many kinds, `raise_exception` among them
         return RecordError(
             "chat template refuses", "problem", expected="a prompt", got=f"{type(cause).__name__}: {cause}"
         )
 
 
-def _row(group: LabelledGroup, prompt_ids: list[int], text_ids: list[list[int]], eos: int, limits: Limits) -> StoreRow:
+def _row(group: LabelledGroup, prompt_ids: list[int], tokens: list[ResponseTokens], limits: Limits) -> StoreRow:
     if len(prompt_ids) > limits.prompt_tokens:
         raise RecordError(
             "prompt too long",
@@ -127,13 +150,10 @@ def _row(group: LabelledGroup, prompt_ids: list[int], text_ids: list[list[int]],
         )
     trajectories = group.group.trajectories
     responses, logprobs, truncated = [], [], []
-    for index, (one, plain) in enumerate(zip(trajectories, text_ids, strict=True)):
-        was_cut = one.finish_reason == CUT
-        whole = plain if was_cut or plain[-1:] == [eos] else [*plain, eos]
-        where = f"trajectories[{index}].logprobs"
-        mu = _behaviour(one.logprobs, len(plain), len(whole), limits.response_tokens, where)
-        truncated.append(was_cut or len(whole) > limits.response_tokens)
-        responses.append(whole[: limits.response_tokens])
+    for index, (one, found) in enumerate(zip(trajectories, tokens, strict=True)):
+        mu = _behaviour(one.logprobs, found, limits.response_tokens, f"trajectories[{index}].logprobs")
+        truncated.append(one.finish_reason == CUT or len(found.whole) > limits.response_tokens)
+        responses.append(found.whole[: limits.response_tokens])
         logprobs.append(None if mu is None else mu[: limits.response_tokens])
     return StoreRow(
         group_id=group.group.group_id,
@@ -160,19 +180,20 @@ def _row(group: LabelledGroup, prompt_ids: list[int], text_ids: list[list[int]],
     )
 
 
-def _behaviour(
-    given: tuple[float, ...] | None, num_plain: int, num_whole: int, limit: int, where: str
-) -> list[float] | None:
+def _behaviour(given: tuple[float, ...] | None, found: ResponseTokens, limit: int, where: str) -> list[float] | None:
     if given is None:
         return None
     # A store's own export has the log-probs of the tokens that were kept.
-    if len(given) == limit < num_whole:
+    if len(given) == limit < len(found.whole):
         return list(given)
-    if len(given) not in (num_plain, num_whole):
+    if len(given) not in (len(found.plain), len(found.whole)):
         raise RecordError(
             "log-probs of another length",
             where,
-            expected=f"{num_plain} (tokens of the text) or {num_whole} (with EOS)",
+            expected=f"{len(found.plain)} (tokens of the text) or {len(found.whole)} (with its end)",
             got=f"{len(given)}",
         )
-    return [*given, *[0.0] * (num_whole - len(given))]
+    # What stands in the place of the text's own end, or is added to it, is no token that was sampled.
+    sampled = len(given) if len(found.plain) < len(found.whole) else found.same
+    kept = given[:sampled]
+    return [*kept, *[0.0] * (len(found.whole) - len(kept))]

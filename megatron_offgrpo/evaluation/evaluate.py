@@ -18,6 +18,7 @@ from megatron_offgrpo.artifacts import (
     write_json_atomically,
     write_manifest,
 )
+from megatron_offgrpo.data.chat import decode
 from megatron_offgrpo.data.grading import GradingPool
 from megatron_offgrpo.errors import ConfigError
 from megatron_offgrpo.evaluation.contamination import contamination
@@ -107,14 +108,16 @@ def _finished(output: Path, manifest: Manifest) -> dict[str, Any] | None:
 
 
 def _sample(task: Task, lazy: LazyBackend | None, shard: Shard | None) -> SampleLogs:
-    config = task.config
+    config, settings = task.config, task.run.settings
     share = f", shard {shard.index} of {shard.count}" if shard else ""
     say(f"evaluating {config.model} on {config.benchmark} with {task.backend}{share}")
 
-    def describe(_: Key, completion: Completion) -> dict[str, Any]:
+    def describe(key: Key, completion: Completion) -> dict[str, Any]:
         if completion.text is not None:
             return {"text": completion.text}
-        return {"text": task.tokenizer.decode(completion.token_ids, skip_special_tokens=True)}
+        # Special tokens stay: thoughts may stand between some. Only the end that was sampled goes.
+        ids = completion.without_end(settings.stop_token_ids)
+        return {"text": decode(task.tokenizer, task.run.prompts[key[0]], ids)}
 
     if lazy is not None:
         return draw_samples(task.run, lazy, describe, shard)
@@ -135,7 +138,7 @@ def _grade(task: Task, logs: SampleLogs, folder: Path) -> dict[str, Any]:
     tally = Tally()
     votes: dict[str, tuple[list[Vote], list[Vote]]] = {name: ([], []) for name in by_id}
     with (
-        GradingPool(config.grading_processes, config.grading_seconds) as pool,
+        GradingPool(config.grading_processes, config.grading_seconds, think_tags=config.think_tags) as pool,
         (folder / SAMPLES).open("w", encoding="utf-8") as samples,
         (folder / GRADED).open("w", encoding="utf-8") as graded,
     ):

@@ -3,14 +3,15 @@
 OUTPUT holds `groups.jsonl` and `manifest.json`. While it is being made, finished samples are in `OUTPUT.parts/`.
 
 The log-probs are log p(token | tokens before) in natural log, before temperature and top-p, as they are computed for
-the student and the reference (mu_t in docs/objective.md); that of an end token stands last where it is the tokenizer's
-EOS. They belong to token ids, and the store makes its ids anew from the text. A sample whose text does not give the ids
-that were sampled keeps its text and loses its log-probs, with the reason beside it and a count in the manifest.
+the student and the reference (mu_t in docs/objective.md); that of an end token stands last where it is the
+store's end of turn. They belong to token ids, and the store makes its ids anew from the text. A sample whose text does
+not give the ids that were sampled keeps its text and loses its log-probs, with the reason beside it and a count in the
+manifest.
 """
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from megatron_offgrpo.artifacts import (
     write_manifest,
 )
 from megatron_offgrpo.config_values import to_dict
+from megatron_offgrpo.data.chat import ChatFormat, chat_format, decode, encode
 from megatron_offgrpo.errors import ConfigError, DataError
 from megatron_offgrpo.evaluation.benchmarks import Question, find_benchmark
 from megatron_offgrpo.evaluation.generation import (
@@ -31,14 +33,15 @@ from megatron_offgrpo.evaluation.generation import (
     BackendConfig,
     Completion,
     SamplingSettings,
+    Shaping,
     choose_backend,
     stop_token_ids,
 )
 from megatron_offgrpo.evaluation.json_lines import json_line
-from megatron_offgrpo.evaluation.prompts import encode_prompt, load_prompt_tokenizer
+from megatron_offgrpo.evaluation.prompts import load_prompt_tokenizer, prompt_ids, prompt_text
 from megatron_offgrpo.evaluation.sample_log import SampleLogs, Shard, remove_parts
 from megatron_offgrpo.evaluation.sampling import LazyBackend, SamplingRun, draw_samples
-from megatron_offgrpo.evaluation.task import model_fingerprint, plain
+from megatron_offgrpo.evaluation.task import model_fingerprint, num_samples, plain
 from megatron_offgrpo.progress import say
 
 GROUPS = "groups.jsonl"
@@ -61,6 +64,9 @@ class GenerateConfig:
     seed: int = 0
     system: str | None = None
     """System message of the chat template; None sends none."""
+    shaping: Shaping = field(default_factory=Shaping)
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Variables of the chat template; see `chat_format`."""
     data_dir: Path | None = None
     source: str | None = None
     """Who wrote the solutions, as the groups will say; None takes the name of the model's folder."""
@@ -79,17 +85,27 @@ def generate(config: GenerateConfig, shard: Shard | None = None) -> dict[str, An
         ConfigError, DataError: a setting, the model folder or the problems are wrong, or OUTPUT is something else.
         GenerationError: the back end failed; what it had finished is taken up by the next call.
     """
-    if config.samples < 1:
-        raise ConfigError("must be at least 1", where="samples", got=config.samples)
+    config = replace(config, samples=num_samples(config.samples, config.temperature))
     engine = config.backend or BackendConfig(config.model)
     backend = choose_backend(engine.backend)
     tokenizer = load_prompt_tokenizer(config.model, "chat")
+    chat = chat_format(tokenizer, config.chat_template_kwargs)
+    for remark in chat.remarks:
+        say(f"{config.model}: {remark}")
+    config = replace(config, chat_template_kwargs=dict(chat.variables))
     stop = stop_token_ids(config.model, tokenizer)
-    settings = SamplingSettings(config.temperature, config.top_p, config.max_tokens, stop, logprobs=True)
+    settings = SamplingSettings(
+        config.temperature, config.top_p, config.max_tokens, stop, logprobs=True, shaping=config.shaping
+    )
     questions = find_benchmark(str(config.problems), config.data_dir)
+    texts = {
+        one.problem_id: prompt_text(tokenizer, one.problem, config.system, "chat", chat.variables) for one in questions
+    }
+    prompts = {name: prompt_ids(tokenizer, text, "chat") for name, text in texts.items()}
     inputs = {
         "model": model_fingerprint(config.model),
         "problems": fingerprint_of([asdict(question) for question in questions]),
+        "prompts": fingerprint_of(list(prompts.items())),
     }
     meaning = [asdict(settings), config.seed, config.samples, config.system, backend, engine.precision]
     meaning.append(engine.server_model)  # not the server's address: after a restart it may be another one
@@ -98,37 +114,36 @@ def generate(config: GenerateConfig, shard: Shard | None = None) -> dict[str, An
     if found is not None and not config.force:
         say(f"{config.output}: reused, nothing it was made from has changed")
         return found
-    prompts = {one.problem_id: encode_prompt(tokenizer, one.problem, config.system) for one in questions}
     parts = config.output.absolute().with_name(config.output.name + ".parts") / request
     run = SamplingRun(prompts, config.samples, config.seed, settings, HF_BATCH if backend == "hf" else None, parts)
     say(f"generating {config.samples} solutions of {len(questions)} problems with {config.model} on {backend}")
     with LazyBackend(engine) as lazy:
-        logs = draw_samples(run, lazy, lambda _, done: describe(done, tokenizer, stop), shard)
+        logs = draw_samples(run, lazy, lambda key, done: describe(done, chat, texts[key[0]], stop), shard)
     if shard is not None:
         say(f"{parts}: {len(logs)} of {len(run.all_keys())} samples of all shards are there")
         return {"samples": len(logs)}
     return _write(config, questions, run, logs, inputs, request)
 
 
-def describe(done: Completion, tokenizer: Any, stop: Sequence[int]) -> dict[str, Any]:
-    """Text of a completion, and its log-probs where the text gives the sampled ids again.
+def describe(done: Completion, chat: ChatFormat, prompt: str, stop: Sequence[int]) -> dict[str, Any]:
+    """Text of a completion, and its log-probs where the text behind its prompt gives the sampled ids again.
 
     Returns:
         `text`, `logprobs` (None where dropped) and `dropped` (why; None where kept).
     """
     if done.text is not None or done.logprobs is None:
         raise DataError("no token ids or log-probs", where="server", expected="a server that returns both")
-    ids, logprobs = list(done.token_ids), list(done.logprobs)
-    ended = done.finish_reason == "stop" and ids[-1:] != [] and ids[-1] in stop
-    own_eos = ended and ids[-1] == tokenizer.eos_token_id
-    body = ids[:-1] if ended else ids
-    text = tokenizer.decode(body, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-    again = tokenizer(text, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
-    if again != body:
-        # As many tokens would not do: each log-prob is that of one id.
-        return {"text": text, "logprobs": None, "dropped": "the text gives other token ids"}
-    kept = logprobs if own_eos else logprobs[: len(body)]
-    return {"text": text, "logprobs": [min(value, 0.0) for value in kept], "dropped": None}
+    body, logprobs = list(done.without_end(stop)), list(done.logprobs)
+    own_end = len(body) < len(done.token_ids) and done.token_ids[-1] == chat.end
+    (before,) = encode(chat.tokenizer, [prompt])
+    text = decode(chat.tokenizer, before, body)
+    # A tokenizer that puts a space before every section of a text puts one there where the response has it too.
+    for one in (text, text.removeprefix(" ")):
+        if chat.response_ids([prompt], [one]) == [body]:
+            kept = logprobs if own_end else logprobs[: len(body)]
+            return {"text": one, "logprobs": [min(value, 0.0) for value in kept], "dropped": None}
+    # As many tokens would not do: each log-prob is that of one id.
+    return {"text": text, "logprobs": None, "dropped": "the text gives other token ids"}
 
 
 def _finished(config: GenerateConfig, request: str) -> dict[str, Any] | None:

@@ -2,21 +2,47 @@
 
 import hashlib
 import importlib.util
+import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from transformers import GenerationConfig
-
-from megatron_offgrpo.errors import ConfigError
+from megatron_offgrpo.data.chat import chat_format
+from megatron_offgrpo.errors import ConfigError, DataError
 
 BackendName = Literal["vllm", "hf", "server"]
 Precision = Literal["auto", "fp32", "bf16"]
 HF_BATCH = 64
 """Requests that the hf back end computes together."""
-MAX_TEMPERATURE = 2.0
-"""vLLM's limit, kept for every back end."""
+TEMPERATURES = (0.01, 2.0)
+"""vLLM's limits, kept for every back end: it takes a smaller one for 0.01."""
+
+
+@dataclass(frozen=True)
+class Shaping:
+    """What else changes the probabilities before a token is drawn, as vLLM does it; by default nothing."""
+
+    top_k: int = 0
+    """Draw from the k most probable tokens; 0 from all."""
+    min_p: float = 0.0
+    """Draw from tokens with at least this share of the greatest probability, at the temperature."""
+    repetition_penalty: float = 1.0
+    """Divides positive logits of tokens of prompt and response, multiplies negative ones; 1 is none."""
+    presence_penalty: float = 0.0
+    """Taken from the logits of tokens of the response."""
+    frequency_penalty: float = 0.0
+    """Taken from the logits of tokens of the response once for each time."""
+
+    def __post_init__(self) -> None:
+        _check_ranges(
+            self,
+            top_k=(self.top_k >= 0, "at least 0"),
+            min_p=(0 <= self.min_p <= 1, "0 to 1"),
+            repetition_penalty=(0 < self.repetition_penalty <= 2, "above 0 and at most 2"),
+            presence_penalty=(abs(self.presence_penalty) <= 2, "-2 to 2"),
+            frequency_penalty=(abs(self.frequency_penalty) <= 2, "-2 to 2"),
+        )
 
 
 @dataclass(frozen=True)
@@ -32,16 +58,23 @@ class SamplingSettings:
     """A response ends after any of these."""
     logprobs: bool = False
     """Keep the log-prob of every sampled token."""
+    shaping: Shaping = field(default_factory=Shaping)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature <= MAX_TEMPERATURE:
-            raise ConfigError(
-                "out of range", where="temperature", expected=f"0 to {MAX_TEMPERATURE:g}", got=self.temperature
-            )
-        if not 0 < self.top_p <= 1:
-            raise ConfigError("must be above 0 and at most 1", where="top_p", got=self.top_p)
-        if self.max_tokens < 1:
-            raise ConfigError("must be at least 1", where="max_tokens", got=self.max_tokens)
+        low, high = TEMPERATURES
+        temperature = self.temperature == 0 or low <= self.temperature <= high
+        _check_ranges(
+            self,
+            temperature=(temperature, f"0, or {low:g} to {high:g}"),
+            top_p=(0 < self.top_p <= 1, "above 0 and at most 1"),
+            max_tokens=(self.max_tokens >= 1, "at least 1"),
+        )
+
+
+def _check_ranges(settings: Any, **ranges: tuple[bool, str]) -> None:
+    for name, (within, expected) in ranges.items():
+        if not within:
+            raise ConfigError("out of range", where=name, expected=expected, got=getattr(settings, name))
 
 
 @dataclass(frozen=True)
@@ -65,6 +98,11 @@ class Completion:
     """Set only where a server gives no token ids."""
     reported_tokens: int | None = None
     """What a server without token ids says of the length."""
+
+    def without_end(self, stop_token_ids: Sequence[int]) -> tuple[int, ...]:
+        """The token ids without the end token that was sampled."""
+        ended = self.finish_reason == "stop" and self.token_ids and self.token_ids[-1] in stop_token_ids
+        return self.token_ids[:-1] if ended else self.token_ids
 
     @property
     def num_tokens(self) -> int:
@@ -165,9 +203,28 @@ def open_backend(config: BackendConfig) -> Backend:
 
 
 def stop_token_ids(model: Path, tokenizer: Any) -> tuple[int, ...]:
-    """End tokens of a model: those of its generation configuration and the tokenizer's own."""
+    """End tokens of a model: those named by config.json and generation_config.json, the tokenizer's, the template's.
+
+    Raises:
+        DataError: one of the files is damaged.
+    """
     ids = {tokenizer.eos_token_id}
-    if (model / "generation_config.json").is_file():
-        named = GenerationConfig.from_pretrained(model).eos_token_id
-        ids.update(named if isinstance(named, list) else [] if named is None else [named])
+    if tokenizer.chat_template:
+        ids.add(chat_format(tokenizer).end)
+    for name in ("config.json", "generation_config.json"):
+        if (model / name).is_file():
+            ids.update(_named_ends(model / name))
     return tuple(sorted(ids))
+
+
+def _named_ends(path: Path) -> list[int]:
+    try:
+        values = json.loads(path.read_text("utf-8"))
+        holders = [values, values.get("text_config") or {}]  # models that see keep their language model's there
+        named = [holder.get("eos_token_id") for holder in holders]
+    except (ValueError, AttributeError):
+        raise DataError("damaged", where=str(path), expected="a JSON object") from None
+    ids = [one for entry in named for one in (entry if isinstance(entry, list) else [entry]) if one is not None]
+    if any(type(one) is not int or one < 0 for one in ids):
+        raise DataError("no token ids", where=f"{path}: eos_token_id", expected="a number or a list of them", got=named)
+    return ids

@@ -3,7 +3,7 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -14,6 +14,7 @@ from megatron_offgrpo.data.messages import THOUGHT_FIELDS, answer_text
 from megatron_offgrpo.data.readers import read_parts
 from megatron_offgrpo.data.rejects import RecordError, Reject, reject_of
 from megatron_offgrpo.data.summary import listing
+from megatron_offgrpo.data_config import THINK_TAGS
 from megatron_offgrpo.errors import ConfigError, DataError
 from megatron_offgrpo.evaluation.grading import Solution, score
 from megatron_offgrpo.evaluation.json_lines import json_line
@@ -21,7 +22,8 @@ from megatron_offgrpo.evaluation.options import read_options, right_letter
 from megatron_offgrpo.progress import Advance, progress, say
 
 FORM = "records with group_id, sample_id, problem, answer and text"
-USED = ("group_id", "sample_id", "problem", "answer", "text", "choices", "options", *THOUGHT_FIELDS)
+OPENED = "prompt_opens_thinking"
+USED = ("group_id", "sample_id", "problem", "answer", "text", "choices", "options", OPENED, *THOUGHT_FIELDS)
 
 
 @dataclass
@@ -38,11 +40,23 @@ class GradeCounts:
     """Fields that stand in the output as they came and have no part in the grading."""
 
 
-def grade_file(source: Path, output: Path, *, processes: int | None = None, seconds: float = 5.0) -> GradeCounts:
+def grade_file(
+    source: Path,
+    output: Path,
+    *,
+    processes: int | None = None,
+    seconds: float = 5.0,
+    think_tags: Sequence[str] = THINK_TAGS,
+    prompt_opens_thinking: bool = False,
+) -> GradeCounts:
     """Writes each record of `source` with `strict`, `lenient`, `extracted` and `reason`, in order, streaming.
 
     Records that cannot be graded are listed in `OUTPUT.rejects.jsonl`, as `prepare` lists its own. The output is the
     same for any number of processes.
+
+    Args:
+        think_tags: see `ThinkTags`.
+        prompt_opens_thinking: what holds of lines without a field of this name: their prompt ended inside a thought.
 
     Raises:
         DataError: the input cannot be read, or none of its records can be graded.
@@ -58,11 +72,11 @@ def grade_file(source: Path, output: Path, *, processes: int | None = None, seco
         with (
             temporary[output].open("w", encoding="utf-8") as graded,
             temporary[rejects].open("w", encoding="ascii") as rejected,
-            GradingPool(processes, seconds) as pool,
+            GradingPool(processes, seconds, think_tags=think_tags) as pool,
             progress(f"grading {source.name} (percent)", 100) as advance,
         ):
             pending: list[dict[str, Any]] = []
-            for scored in score(_solutions(source, pending, rejected, counts, advance), pool):
+            for scored in score(_solutions(source, pending, rejected, counts, advance, prompt_opens_thinking), pool):
                 record = pending.pop(0) | {
                     "strict": scored.strict,
                     "lenient": scored.lenient,
@@ -91,14 +105,19 @@ def grade_file(source: Path, output: Path, *, processes: int | None = None, seco
 
 
 def _solutions(
-    source: Path, pending: list[dict[str, Any]], rejected: TextIO, counts: GradeCounts, advance: Advance
+    source: Path,
+    pending: list[dict[str, Any]],
+    rejected: TextIO,
+    counts: GradeCounts,
+    advance: Advance,
+    opened: bool,
 ) -> Iterator[Solution]:
     """What is to be graded, in order; its record goes to `pending`, what cannot be graded to `rejected`."""
     done = 0.0
     for part in read_parts(source):
         for where, record in part.records():
             try:
-                solution = _solution(record, counts.unused)
+                solution = _solution(record, counts.unused, opened)
             except RecordError as error:
                 name = record.get("group_id") if isinstance(record, dict) else None
                 rejected.write(json.dumps(asdict(reject_of(where, name, error))) + "\n")
@@ -121,8 +140,11 @@ def _publish(counts: GradeCounts, temporary: dict[Path, Path], output: Path, rej
     os.replace(temporary[output], output)
 
 
-def _solution(record: Any, unused: Counter[str]) -> Solution:
+def _solution(record: Any, unused: Counter[str], opened: bool) -> Solution:
     """What is to be graded of a record.
+
+    Args:
+        opened: its prompt ended inside a thought, where it does not say.
 
     Raises:
         RecordError: a field is missing or wrong, or JSON cannot hold what stands in the record.
@@ -150,7 +172,10 @@ def _solution(record: Any, unused: Counter[str]) -> Solution:
         raise RecordError("not JSON", "record", expected="texts and finite numbers", got=str(cause)) from None
     # None of the others, such as a system text, can change what is right.
     unused.update(name for name, value in record.items() if name not in USED and value is not None)
-    return Solution(answer, text, choices)
+    said = fields.from_json_text(record.get(OPENED), OPENED, "true or false")
+    if not isinstance(said, bool | None):
+        raise RecordError("wrong type", OPENED, expected="true or false", got=said)
+    return Solution(answer, text, choices, opened if said is None else said)
 
 
 def _choices(value: Any) -> int:

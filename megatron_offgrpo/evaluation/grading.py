@@ -1,7 +1,7 @@
 r"""Scores of a solution: lenient (the final answer is right) and strict (and stands in a box after the thinking).
 
 The lenient score is the label of the data step. The strict one also asks for the form that training asks for:
-`\boxed{...}` after `</think>`. A text that opens `<think>` and does not close it has no final part.
+`\boxed{...}` after the thought. A text that ends inside a thought has no final part.
 """
 
 import re
@@ -11,10 +11,10 @@ from itertools import islice
 from string import ascii_uppercase
 from typing import Literal
 
-from megatron_offgrpo.data.answers import THINK_END, final_part, last_box
+from megatron_offgrpo.data.answers import last_box
 from megatron_offgrpo.data.grading import Grade, GradingPool
+from megatron_offgrpo.data.thinking import ThinkTags
 
-THINK_START = "<think>"
 CHUNK = 256
 Reason = Literal[
     "equal", "different", "no_box", "unclosed_think", "no_answer", "empty_gold", "unreadable_gold", "timeout",
@@ -38,7 +38,7 @@ class Solution:
     choices: int = 0
     """Number of options of a multiple-choice question; 0 for an open one."""
     thinking: bool = False
-    """The prompt ended inside `<think>`."""
+    """The prompt ended inside a thought."""
 
 
 @dataclass(frozen=True)
@@ -63,12 +63,13 @@ def score(solutions: Iterable[Solution], pool: GradingPool) -> Iterator[Scored]:
     while chunk := list(islice(source, CHUNK)):
         open_ones = iter(pool.grade([(one.gold, one.text) for one in chunk if not one.choices]))
         for one in chunk:
-            yield _scored(one, letter_grade(one) if one.choices else next(open_ones))
+            grade = letter_grade(one, pool.thinking) if one.choices else next(open_ones)
+            yield _scored(one, grade, pool.thinking)
 
 
-def _scored(one: Solution, grade: Grade) -> Scored:
-    unclosed = (one.thinking or THINK_START in one.text) and THINK_END not in one.text
-    has_box = not unclosed and last_box(final_part(one.text)) is not None
+def _scored(one: Solution, grade: Grade, tags: ThinkTags) -> Scored:
+    unclosed = tags.is_unclosed(one.text, one.thinking)
+    has_box = not unclosed and last_box(tags.final_part(one.text)) is not None
     reason: str
     if grade.status != "ok":
         reason = grade.status
@@ -80,14 +81,14 @@ def _scored(one: Solution, grade: Grade) -> Scored:
     return Scored(grade.reward, strict, grade.extracted, reason, grade.status, has_box)  # type: ignore[arg-type]
 
 
-def letter_grade(one: Solution) -> Grade:
+def letter_grade(one: Solution, tags: ThinkTags) -> Grade:
     """Reward 1 where the chosen letter is the right one.
 
     The letter is that of the last box after the thinking; without a box, that of the last "answer is (X)", "Option X",
     "choice: X" there. A letter beyond the options is no answer.
     """
     letters = ascii_uppercase[: one.choices]
-    part = final_part(one.text)
+    part = tags.final_part(one.text)
     box = last_box(part)
     found: Sequence[str] = (
         [match.group(1) for match in [_LETTER_IN_BOX.match(box)] if match]

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, LogitsProcessor, LogitsProcessorList
+from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.utils.logging import disable_progress_bar
 
 from megatron_offgrpo.errors import DataError
@@ -17,33 +17,7 @@ from megatron_offgrpo.evaluation.generation import (
     Request,
     SamplingSettings,
 )
-
-
-class SeededSampling(LogitsProcessor):
-    """Draws each row's token with the row's own generator, so that a sample does not depend on its batch.
-
-    Temperature, then top-p (the smallest set of tokens whose probability reaches p), then argmax(logit + Gumbel noise),
-    which is a draw from the softmax (Gumbel 1954); HF's greedy search takes the argmax.
-    """
-
-    def __init__(self, settings: SamplingSettings, seeds: Sequence[int]) -> None:
-        self.settings = settings
-        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        """Perturbed scores, float32 [rows, vocabulary]."""
-        scores_RV = scores.float() / self.settings.temperature
-        if self.settings.top_p < 1:
-            sorted_RV, order_RV = scores_RV.sort(dim=-1, descending=True)
-            probability_RV = sorted_RV.softmax(dim=-1)
-            outside_RV = probability_RV.cumsum(dim=-1) - probability_RV >= self.settings.top_p
-            outside_RV = torch.zeros_like(outside_RV).scatter(-1, order_RV, outside_RV)
-            scores_RV = scores_RV.masked_fill(outside_RV, -torch.inf)
-        uniform_RV = torch.stack([torch.rand(scores.shape[-1], generator=each) for each in self.generators])
-        tiny = torch.finfo(torch.float32).tiny  # log(0) would be infinite
-        exponential_RV = (-uniform_RV.clamp(min=tiny).log()).clamp(min=tiny)
-        gumbel_RV = -exponential_RV.log()
-        return scores_RV + gumbel_RV.to(scores_RV.device)
+from megatron_offgrpo.evaluation.hf_sampling import processors_of
 
 
 class HfBackend:
@@ -60,6 +34,8 @@ class HfBackend:
         dtype = torch.float32 if precision == "fp32" else torch.bfloat16
         try:
             self.model = AutoModelForCausalLM.from_pretrained(model, dtype=dtype).to(self.device).eval()
+            # The model's own would fill in what a request leaves open: penalties, beams, a time limit.
+            self.model.generation_config = GenerationConfig()
         except (OSError, ValueError) as cause:
             raise DataError(f"unreadable model ({str(cause).splitlines()[0]})", where=str(model)) from None
 
@@ -87,17 +63,16 @@ class HfBackend:
         for row, request in enumerate(requests):
             ids_RT[row, longest - len(request.prompt_ids) :] = torch.tensor(request.prompt_ids)
             mask_RT[row, longest - len(request.prompt_ids) :] = 1
-        processors = LogitsProcessorList()
-        if settings.temperature > 0:
-            processors.append(SeededSampling(settings, [request.seed for request in requests]))
         output_RT = self.model.generate(
             input_ids=ids_RT.to(self.device),
             attention_mask=mask_RT.to(self.device),
-            do_sample=False,
-            max_new_tokens=settings.max_tokens,
-            eos_token_id=list(settings.stop_token_ids),
-            pad_token_id=pad,
-            logits_processor=processors,
+            generation_config=GenerationConfig(
+                do_sample=False,
+                max_new_tokens=settings.max_tokens,
+                eos_token_id=list(settings.stop_token_ids),
+                pad_token_id=pad,
+            ),
+            logits_processor=processors_of(settings, requests, longest),
         )
         return [_completion(row[longest:].tolist(), settings) for row in output_RT.cpu()]
 

@@ -1,8 +1,10 @@
 """Prompt templates: a problem as the token ids that a model continues."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from megatron_offgrpo.data.chat import question, render
 from megatron_offgrpo.data.tokenisation import load_tokenizer
 from megatron_offgrpo.errors import DataError
 
@@ -34,7 +36,6 @@ TEXTS: dict[TemplateName, str] = {
     "none": "{problem}",
 }
 TEMPLATES: tuple[TemplateName, ...] = ("chat", "qwen-math", "simplerl", "prime", "none")
-THINK_START = "<think>"
 
 
 def load_prompt_tokenizer(folder: Path, template: TemplateName) -> Any:
@@ -57,8 +58,17 @@ def load_prompt_tokenizer(folder: Path, template: TemplateName) -> Any:
     return tokenizer
 
 
-def prompt_text(tokenizer: Any, problem: str, system: str | None, template: TemplateName) -> str:
+def prompt_text(
+    tokenizer: Any,
+    problem: str,
+    system: str | None,
+    template: TemplateName = "chat",
+    variables: Mapping[str, Any] | None = None,
+) -> str:
     """The whole prompt, up to where the response begins.
+
+    Args:
+        variables: what the chat template is given beside the messages; see `chat_format`.
 
     Raises:
         DataError: the model's chat template refuses the problem, or a system message goes with a fixed template.
@@ -67,23 +77,25 @@ def prompt_text(tokenizer: Any, problem: str, system: str | None, template: Temp
         if system is not None:
             raise DataError("this template has its own system text", where="template", got=template, remedy="use chat")
         return TEXTS[template].format(problem=problem)
-    messages = [{"role": "user", "content": problem}]
-    if system is not None:
-        messages.insert(0, {"role": "system", "content": system})
     try:
-        text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return render(tokenizer, question(problem, system), variables or {})
     except Exception as cause:  # templates raise jinja2 errors of many kinds, `raise_exception` among them
         raise DataError(f"the chat template refuses this problem ({cause})", where=problem[:80]) from None
-    return text
 
 
 def encode_prompt(tokenizer: Any, problem: str, system: str | None, template: TemplateName = "chat") -> tuple[int, ...]:
     """Token ids of a problem under a template, up to where the response begins."""
-    text = prompt_text(tokenizer, problem, system, template)
-    # Templates write their own special tokens; a plain text gets what the tokenizer puts before one (a BOS).
-    return tuple(tokenizer.encode(text, add_special_tokens=template in ("prime", "none")))
+    return prompt_ids(tokenizer, prompt_text(tokenizer, problem, system, template), template)
 
 
-def opens_thinking(text: str) -> bool:
-    """Whether a prompt ends inside `<think>`: the response then thinks without opening the tag itself."""
-    return text.rstrip().endswith(THINK_START)
+def prompt_ids(tokenizer: Any, text: str, template: TemplateName) -> tuple[int, ...]:
+    """Token ids of a whole prompt."""
+    plain = tokenizer.encode(text, add_special_tokens=False)
+    if template not in ("prime", "none"):
+        return tuple(plain)  # it writes its own special tokens
+    # A plain text gets what the tokenizer puts before one (a BOS), and not what it closes one with (an EOS).
+    marked = tokenizer.encode(text, add_special_tokens=True)
+    for start in range(len(marked) - len(plain) + 1):
+        if marked[start : start + len(plain)] == plain:
+            return tuple(marked[: start + len(plain)])
+    raise DataError("the tokenizer's special tokens change the text", where="tokenizer", got=text[:80])

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import asdict
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -91,7 +92,7 @@ class ServerBackend:
                 top_p=settings.top_p,
                 seed=request.seed,
                 logprobs=0 if settings.logprobs else None,
-                extra_body={"stop_token_ids": list(settings.stop_token_ids), "return_token_ids": True},
+                extra_body=_extra(settings),
             )
         )
         if not answer.choices:
@@ -148,6 +149,17 @@ class ServerBackend:
         return GenerationError(
             f"the server sent {what}", where=self._url, expected="an OpenAI-compatible server such as `vllm serve`"
         )
+
+
+def _extra(settings: SamplingSettings) -> dict[str, Any]:
+    """What else a request holds. All of it is sent: for what is not, a server takes the model's own settings."""
+    return {
+        **asdict(settings.shaping),
+        "top_k": settings.shaping.top_k or -1,  # 0 is not known to every server
+        "stop_token_ids": list(settings.stop_token_ids),
+        "return_token_ids": True,
+        "skip_special_tokens": False,  # thoughts may stand between some
+    }
 
 
 def _short(text: str) -> str:

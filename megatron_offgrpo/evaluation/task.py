@@ -1,23 +1,28 @@
 """What an evaluation is made of: its configuration, checked, with the questions, prompts and manifest it names."""
 
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from megatron_offgrpo.artifacts import MANIFEST, Manifest, fingerprint_of, fingerprint_of_files
 from megatron_offgrpo.config_values import to_dict
+from megatron_offgrpo.data.chat import chat_format
 from megatron_offgrpo.data.grading import GradingPool
+from megatron_offgrpo.data.thinking import ThinkTags
+from megatron_offgrpo.data_config import THINK_TAGS
 from megatron_offgrpo.errors import ConfigError, DataError
 from megatron_offgrpo.evaluation.benchmarks import Question, find_benchmark
 from megatron_offgrpo.evaluation.generation import (
     HF_BATCH,
     BackendConfig,
     SamplingSettings,
+    Shaping,
     choose_backend,
     stop_token_ids,
 )
 from megatron_offgrpo.evaluation.grading import unreadable_golds
-from megatron_offgrpo.evaluation.prompts import TemplateName, encode_prompt, load_prompt_tokenizer, opens_thinking
+from megatron_offgrpo.evaluation.prompts import TemplateName, load_prompt_tokenizer, prompt_ids, prompt_text
 from megatron_offgrpo.evaluation.sampling import SamplingRun
 from megatron_offgrpo.progress import say
 
@@ -40,12 +45,18 @@ class EvaluationConfig:
     samples: int = 4
     """Samples per problem (k of avg@k)."""
     temperature: float = 0.6
+    """0 takes the most probable tokens, and one sample."""
     top_p: float = 0.95
     max_tokens: int = 32768
     seed: int = 0
     system: str | None = None
     """System message of the chat template; None sends none."""
     template: TemplateName = "chat"
+    shaping: Shaping = field(default_factory=Shaping)
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Variables of the chat template; see `chat_format`."""
+    think_tags: tuple[str, ...] = THINK_TAGS
+    """What parts the thought from the final answer."""
     data_dir: Path | None = None
     """Folder with the files of named benchmarks; None loads them from the hub."""
     leave_out_unreadable: bool = False
@@ -76,7 +87,7 @@ class Task:
     """Problems of the benchmark that are not among the questions."""
     tokenizer: Any
     thinking: dict[str, bool]
-    """Problem id -> whether its prompt ends inside `<think>`."""
+    """Problem id -> whether its prompt ends inside a thought."""
     run: SamplingRun
     manifest: Manifest
 
@@ -87,21 +98,24 @@ def make_task(config: EvaluationConfig) -> Task:
     Raises:
         ConfigError, DataError: a setting, the model folder or the benchmark is wrong.
     """
-    if config.samples < 1:
-        raise ConfigError("must be at least 1", where="samples", got=config.samples)
+    config = replace(config, samples=num_samples(config.samples, config.temperature))
+    tags = ThinkTags(config.think_tags)
     if not (config.model / "config.json").is_file():
         raise DataError("no Hugging Face model here", where=str(config.model), expected="a folder with config.json")
     backend = choose_backend(config.engine.backend)
     tokenizer = load_prompt_tokenizer(config.model, config.template)
-    settings = SamplingSettings(
-        config.temperature, config.top_p, config.max_tokens, stop_token_ids(config.model, tokenizer)
-    )
+    variables = template_variables(tokenizer, config.template, config.chat_template_kwargs)
+    config = replace(config, chat_template_kwargs=variables)
+    stop = stop_token_ids(config.model, tokenizer)
+    settings = SamplingSettings(config.temperature, config.top_p, config.max_tokens, stop, shaping=config.shaping)
     questions = find_benchmark(str(config.benchmark), config.data_dir)
-    prompts = {
-        one.problem_id: encode_prompt(tokenizer, one.problem, config.system, config.template) for one in questions
+    texts = {
+        one.problem_id: prompt_text(tokenizer, one.problem, config.system, config.template, variables)
+        for one in questions
     }
-    thinking = {name: opens_thinking(tokenizer.decode(ids[-8:])) for name, ids in prompts.items()}
-    manifest = _manifest(config, settings, backend, questions)
+    prompts = {name: prompt_ids(tokenizer, text, config.template) for name, text in texts.items()}
+    thinking = {name: tags.opens(text) for name, text in texts.items()}
+    manifest = _manifest(config, settings, backend, questions, prompts)
     run = SamplingRun(
         prompts,
         config.samples,
@@ -111,6 +125,36 @@ def make_task(config: EvaluationConfig) -> Task:
         config.output.absolute().with_name(config.output.name + ".parts") / manifest.fingerprint,
     )
     return Task(config, backend, questions, 0, tokenizer, thinking, run, manifest)
+
+
+def num_samples(wanted: int, temperature: float) -> int:
+    """Samples of each problem: one at temperature 0, where all would be the same.
+
+    Raises:
+        ConfigError: fewer than one.
+    """
+    if wanted < 1:
+        raise ConfigError("must be at least 1", where="samples", got=wanted)
+    if temperature == 0 and wanted > 1:
+        say(f"temperature 0: one sample of each problem instead of {wanted}, which would all be the same")
+        return 1
+    return wanted
+
+
+def template_variables(tokenizer: Any, template: TemplateName, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What the chat template is given beside the messages; of another template nothing.
+
+    Raises:
+        ConfigError: a variable that the template does not have.
+    """
+    if template == "chat":
+        chat = chat_format(tokenizer, given)
+        for remark in chat.remarks:
+            say(remark)
+        return dict(chat.variables)
+    if given:
+        raise ConfigError("this template has no variables", where="chat_template_kwargs", got=template)
+    return {}
 
 
 def without_unreadable(task: Task) -> Task:
@@ -149,17 +193,22 @@ def model_fingerprint(folder: Path) -> str:
 
 
 def _manifest(
-    config: EvaluationConfig, settings: SamplingSettings, backend: str, questions: list[Question]
+    config: EvaluationConfig,
+    settings: SamplingSettings,
+    backend: str,
+    questions: list[Question],
+    prompts: Mapping[str, tuple[int, ...]],
 ) -> Manifest:
     inputs = {
         "model": model_fingerprint(config.model),
         "benchmark": fingerprint_of([asdict(question) for question in questions]),
+        "prompts": fingerprint_of(list(prompts.items())),
     }
     engine = config.engine
     # Not the server's address: after a restart it may be another one.
     where = [backend, engine.precision, engine.server_model]
     what = [config.samples, config.seed, config.system, config.template, config.leave_out_unreadable]
-    meaning = [asdict(settings), what, where]
+    meaning = [asdict(settings), what, where, config.think_tags]
     counts = {"problems": len(questions), "samples": len(questions) * config.samples}
     return Manifest("evaluation", fingerprint_of(inputs, meaning), inputs, counts, plain(to_dict(config)))
 

@@ -8,6 +8,7 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,7 @@ class VllmBackend:
                 str(model),
                 dtype={"fp32": "float32", "bf16": "bfloat16"}[precision],
                 tensor_parallel_size=tensor_parallel,
+                generation_config="vllm",  # no sampling settings of the model's own
                 use_tqdm_on_load=False,
                 **options,
             )
@@ -102,6 +104,7 @@ class VllmBackend:
         return self._vllm.SamplingParams(
             temperature=settings.temperature,
             top_p=settings.top_p,
+            **asdict(settings.shaping),
             max_tokens=settings.max_tokens,
             stop_token_ids=list(settings.stop_token_ids),
             seed=request.seed,

@@ -1,7 +1,7 @@
 """Runs one back end in a process of its own: `python -m tests.system.backend_probe vllm|hf MODEL BENCHMARK OUTPUT`.
 
 Writes greedy completions and the log-probs of prompt and completion, seeded samples drawn in one order and in the
-other, and the metrics of a small evaluation.
+other, completions under penalties, top-k and min-p, and the metrics of a small evaluation.
 """
 
 import json
@@ -15,6 +15,7 @@ from megatron_offgrpo.evaluation.generation import (
     BackendConfig,
     Request,
     SamplingSettings,
+    Shaping,
     open_backend,
     seed_of,
     stop_token_ids,
@@ -22,6 +23,21 @@ from megatron_offgrpo.evaluation.generation import (
 from megatron_offgrpo.evaluation.prompts import encode_prompt
 
 MAX_TOKENS = 96
+SHAPED = {
+    "repetition": (0.0, Shaping(repetition_penalty=1.3)),
+    "presence": (0.0, Shaping(presence_penalty=1.5)),
+    "frequency": (0.0, Shaping(frequency_penalty=0.7)),
+    "all": (0.0, Shaping(repetition_penalty=1.1, presence_penalty=0.4, frequency_penalty=0.2)),
+    # One token is left at each step, whatever the random numbers.
+    "top_k": (2.0, Shaping(top_k=1)),
+    "min_p": (2.0, Shaping(min_p=1.0)),
+}
+
+
+def ids_of(drawn):
+    """Token ids in the order of the requests."""
+    found = dict(drawn)
+    return [list(found[index].token_ids) for index in range(len(found))]
 
 
 def main(name: str, model: Path, benchmark: Path, output: Path) -> None:
@@ -37,6 +53,12 @@ def main(name: str, model: Path, benchmark: Path, output: Path) -> None:
         wild = SamplingSettings(2.0, 1.0, MAX_TOKENS, stop)
         seeded = dict(backend.generate(requests, wild))
         backwards = dict(backend.generate(requests[::-1][:7], wild))
+        shaped = {
+            name: ids_of(
+                backend.generate(requests, SamplingSettings(temperature, 1.0, MAX_TOKENS, stop, shaping=shaping))
+            )
+            for name, (temperature, shaping) in SHAPED.items()
+        }
         greedy_ids = [list(greedy[index].token_ids) for index in range(len(requests))]
         whole = [[*request.prompt_ids, *ids] for request, ids in zip(requests, greedy_ids, strict=True)]
         logprobs = backend.logprobs(whole)
@@ -52,6 +74,7 @@ def main(name: str, model: Path, benchmark: Path, output: Path) -> None:
         "cut": [[len(cut[index].token_ids), cut[index].finish_reason] for index in range(4)],
         "seeded": [list(seeded[index].token_ids) for index in range(len(requests))],
         "backwards": [list(backwards[index].token_ids) for index in range(7)],
+        "shaped": shaped,
         "logprobs": logprobs,
         "vocabulary": len(tokenizer),
         "metrics": metrics,

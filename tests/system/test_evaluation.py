@@ -4,12 +4,14 @@ import contextlib
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +25,13 @@ from megatron_offgrpo.evaluation.generation import (
     BackendConfig,
     Request,
     SamplingSettings,
+    Shaping,
     open_backend,
     seed_of,
     stop_token_ids,
 )
 from megatron_offgrpo.evaluation.prompts import encode_prompt
-from tests.system.backend_probe import MAX_TOKENS
+from tests.system.backend_probe import MAX_TOKENS, SHAPED, ids_of
 from tools.base_student import SHIPPED
 from tools.word_problems import make_benchmark, write_jsonl
 
@@ -37,11 +40,42 @@ NUM_PROBLEMS = 32
 needs_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
 
 
-def probe(name, folder):
+MEDDLING = {
+    "eos_token_id": 1,
+    "do_sample": True,
+    "temperature": 0.1,
+    "top_k": 1,
+    "top_p": 0.1,
+    "min_p": 0.9,
+    "repetition_penalty": 3.0,
+    "num_beams": 3,
+    "min_new_tokens": 90,
+    "suppress_tokens": [16, 17, 18, 19, 20],
+    "no_repeat_ngram_size": 2,
+    "max_new_tokens": 7,
+    "max_time": 0.001,
+    "stop_strings": ["So"],
+    "num_return_sequences": 2,
+}
+"""A generation_config.json of which nothing but the end token may count."""
+
+
+def meddled(folder, generation=MEDDLING, **config):
+    """The base student with another generation_config.json, and with values for config.json."""
+    shutil.copytree(SHIPPED, folder)
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    if generation is not None:
+        (folder / "generation_config.json").write_text(json.dumps(generation))
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(values | config))
+    return folder
+
+
+def probe(name, folder, model=SHIPPED):
     """The back end's answers, and what it wrote to standard error."""
     benchmark = folder / "benchmark.jsonl"
     write_jsonl(benchmark, make_benchmark(NUM_PROBLEMS, "benchmark", 5))
-    command = [sys.executable, "-m", "tests.system.backend_probe", name, SHIPPED, benchmark, folder / name]
+    command = [sys.executable, "-m", "tests.system.backend_probe", name, model, benchmark, folder / name]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -55,7 +89,8 @@ def hf(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def vllm_run(tmp_path_factory):
-    return probe("vllm", tmp_path_factory.mktemp("vllm"))
+    folder = tmp_path_factory.mktemp("vllm")
+    return probe("vllm", folder, meddled(folder / "model"))
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +134,62 @@ def test_greedy_tokens_are_equal(hf, vllm):
     assert vllm["greedy"] == hf["greedy"]
 
 
+def check_shaped(found, greedy):
+    assert found["top_k"] == found["min_p"] == greedy
+    for name in ("repetition", "presence", "frequency", "all"):
+        assert found[name] != greedy
+
+
+def test_what_shapes_the_probabilities(hf):
+    check_shaped(hf["shaped"], hf["greedy"])
+
+
+@needs_vllm
+def test_penalties_mean_the_same(hf, vllm):
+    assert vllm["shaped"] == hf["shaped"]
+
+
+def completions_of(model, settings, problems):
+    tokenizer = load_tokenizer(model)
+    requests = [Request(encode_prompt(tokenizer, one["problem"], None), 0) for one in problems]
+    with open_backend(BackendConfig(model, "hf", "fp32")) as backend:
+        found = dict(backend.generate(requests, replace(settings, stop_token_ids=stop_token_ids(model, tokenizer))))
+    return [(list(found[index].token_ids), found[index].finish_reason) for index in range(len(found))]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        SamplingSettings(0.0, 1.0, MAX_TOKENS),
+        SamplingSettings(1.0, 0.9, MAX_TOKENS, shaping=Shaping(top_k=20, repetition_penalty=1.1)),
+    ],
+)
+def test_nothing_of_the_models_own_settings_counts_with_hf(hf, tmp_path, settings):
+    problems = make_benchmark(4, "benchmark", 5)
+    plain = completions_of(SHIPPED, settings, problems)
+    assert completions_of(meddled(tmp_path / "all"), settings, problems) == plain
+    # Settings that older models keep in config.json.
+    old = meddled(tmp_path / "old", None, repetition_penalty=3.0, top_k=1, num_beams=3, do_sample=True)
+    assert completions_of(old, settings, problems) == plain
+
+
+def test_end_tokens_that_only_config_json_names(hf, tmp_path):
+    """The student's ordinary end is no end token of the tokenizer's here; without config.json it would go on."""
+    problems = make_benchmark(4, "benchmark", 5)
+    model = meddled(tmp_path / "model", None, eos_token_id=[0, 2])
+    settings = json.loads((model / "tokenizer_config.json").read_text())
+    (model / "tokenizer_config.json").write_text(json.dumps(settings | {"eos_token": "<|endoftext|>"}))
+    template = load_tokenizer(model).chat_template.replace("<|im_end|>", "")
+    (model / "chat_template.jinja").write_text(template)
+    assert stop_token_ids(model, load_tokenizer(model)) == (0, 2)
+    found = completions_of(model, SamplingSettings(0.0, 1.0, MAX_TOKENS), problems)
+    assert [reason for _, reason in found] == ["stop"] * 4
+    (model / "config.json").write_text((model / "config.json").read_text().replace("[0, 2]", "0"))
+    assert stop_token_ids(model, load_tokenizer(model)) == (0,)
+    found = completions_of(model, SamplingSettings(0.0, 1.0, MAX_TOKENS), problems)
+    assert all(reason == "length" for _, reason in found)
+
+
 @needs_vllm
 def test_logprobs_are_equal(hf, vllm):
     for ours, theirs, ids in zip(vllm["logprobs"], hf["logprobs"], hf["greedy"], strict=True):
@@ -116,13 +207,14 @@ def test_both_measure_the_same_accuracy(hf, vllm):
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """`vllm serve` on the CPU, as (process, address)."""
+    """`vllm serve` on the CPU, of a model with settings of its own, as (process, address)."""
+    model = meddled(tmp_path_factory.mktemp("served") / "model")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     # The `vllm` command wants a distribution of that name; this module is what it runs.
     command = [
-        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", SHIPPED, "--dtype", "float32",
+        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--dtype", "float32",
         "--enforce-eager", "--kv-cache-memory-bytes", 128 << 20, "--no-enable-chunked-prefill", "--port", port,
         "--host", "127.0.0.1", "--max-model-len", 512,
     ]  # fmt: skip
@@ -177,6 +269,9 @@ def test_server_draws_what_the_engine_in_process_draws(server, hf, vllm, tmp_pat
     assert [list(greedy[index].token_ids) for index in range(NUM_PROBLEMS)] == hf["greedy"]
     _, seeded = completions(address, questions, SamplingSettings(2.0, 1.0, MAX_TOKENS, stop, logprobs=True))
     assert [list(seeded[index].token_ids) for index in range(NUM_PROBLEMS)] == vllm["seeded"]
+    for name, (temperature, shaping) in SHAPED.items():
+        settings = SamplingSettings(temperature, 1.0, MAX_TOKENS, stop, shaping=shaping)
+        assert ids_of(completions(address, questions, settings)[1].items()) == hf["shaped"][name], name
     with open_backend(BackendConfig(SHIPPED, "server", server_url=address)) as backend:
         whole = [[*requests[index].prompt_ids, *seeded[index].token_ids] for index in range(3)]
         for index, scored in enumerate(backend.logprobs(whole)):

@@ -2,14 +2,20 @@
 
 import pytest
 
+from megatron_offgrpo.data.chat import chat_format
 from megatron_offgrpo.data.labelling import LabelledGroup
 from megatron_offgrpo.data.rejects import RecordError
-from megatron_offgrpo.data.tokenisation import Limits, continued, load_tokenizer, tokenise
+from megatron_offgrpo.data.thinking import ThinkTags
+from megatron_offgrpo.data.tokenisation import Limits, load_tokenizer, tokenise
 from megatron_offgrpo.errors import DataError
 from megatron_offgrpo.types import GroupRecord, TrajectoryRecord
 from tests.unit.data.tiny import EOS, save_tokenizer
 
 WIDE = Limits(prompt_tokens=1000, response_tokens=1000)
+
+
+def rows(groups, tokenizer, limits=WIDE):
+    return tokenise(groups, chat_format(tokenizer), limits, ThinkTags())
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +31,7 @@ def make(*trajectories, problem="Why?", system=None, group_id="g"):
 
 def test_prompt_and_response_texts_come_back_exactly(tokenizer):
     text = "Ünïcode → \\boxed{4}\n"
-    row, with_system = tokenise(
+    row, with_system = rows(
         [make(TrajectoryRecord(text)), make(TrajectoryRecord(text), system="Be brief.")], tokenizer, WIDE
     )
     assert tokenizer.decode(row.prompt_ids) == "<|user|>Why?<|assistant|>"
@@ -38,7 +44,7 @@ def test_prompt_and_response_texts_come_back_exactly(tokenizer):
 
 
 def test_a_response_that_ends_in_eos_gets_no_second_one(tokenizer):
-    (row,) = tokenise([make(TrajectoryRecord("4" + EOS), TrajectoryRecord("4"), TrajectoryRecord(""))], tokenizer, WIDE)
+    (row,) = rows([make(TrajectoryRecord("4" + EOS), TrajectoryRecord("4"), TrajectoryRecord(""))], tokenizer, WIDE)
     assert row.response_ids[0] == row.response_ids[1]
     assert row.response_ids[2] == [tokenizer.eos_token_id]
 
@@ -47,7 +53,7 @@ def test_a_response_that_its_generator_cut_gets_no_eos(tokenizer):
     (ids,) = tokenizer(["4 2"], add_special_tokens=False)["input_ids"]
     mu = tuple(-0.5 for _ in ids)
     cut = TrajectoryRecord("4 2", logprobs=mu, finish_reason="length")
-    (row,) = tokenise([make(cut, TrajectoryRecord("4 2", finish_reason="stop"))], tokenizer, WIDE)
+    (row,) = rows([make(cut, TrajectoryRecord("4 2", finish_reason="stop"))], tokenizer, WIDE)
     assert row.response_ids == [ids, [*ids, tokenizer.eos_token_id]]
     assert row.truncated == [True, False]
     assert row.behaviour_logprobs == [list(mu), None]
@@ -61,7 +67,7 @@ def test_long_responses_are_cut_and_keep_their_reward(tokenizer):
     # Exactly one token too few for EOS, then one token less than the text, then just enough.
     for limit, kept, cut in [(len(ids), ids, True), (len(ids) - 1, ids[:-1], True),
                              (len(ids) + 1, [*ids, tokenizer.eos_token_id], False)]:  # fmt: skip
-        (row,) = tokenise([group], tokenizer, Limits(1000, limit))
+        (row,) = rows([group], tokenizer, Limits(1000, limit))
         assert row.response_ids[1] == kept
         assert row.truncated == [False, cut]
         assert row.rewards == [0.0, 1.0]
@@ -72,16 +78,16 @@ def test_long_responses_are_cut_and_keep_their_reward(tokenizer):
 def test_logprobs_with_and_without_eos(tokenizer):
     (ids,) = tokenizer(["4"], add_special_tokens=False)["input_ids"]
     assert len(ids) == 1
-    (row,) = tokenise(
+    (row,) = rows(
         [make(TrajectoryRecord("4", logprobs=(-1.0,)), TrajectoryRecord("4", logprobs=(-1.0, -2.0)))], tokenizer, WIDE
     )
     assert row.behaviour_logprobs == [[-1.0, 0.0], [-1.0, -2.0]]
-    (error,) = tokenise([make(TrajectoryRecord("4"), TrajectoryRecord("4", logprobs=(-1.0,) * 3))], tokenizer, WIDE)
+    (error,) = rows([make(TrajectoryRecord("4"), TrajectoryRecord("4", logprobs=(-1.0,) * 3))], tokenizer, WIDE)
     assert isinstance(error, RecordError)
     assert (error.reason, error.field, error.got) == (
         "log-probs of another length", "trajectories[1].logprobs", "3",
     )  # fmt: skip
-    assert "1 (tokens of the text) or 2 (with EOS)" in error.expected
+    assert "1 (tokens of the text) or 2 (with its end)" in error.expected
 
 
 def test_a_prompt_over_the_limit_drops_its_group_only(tokenizer):
@@ -90,13 +96,13 @@ def test_a_prompt_over_the_limit_drops_its_group_only(tokenizer):
         make(TrajectoryRecord("2"), problem="Why? " * 50),
         make(TrajectoryRecord("3")),
     ]
-    num_tokens = len(tokenise(groups[:1], tokenizer, WIDE)[0].prompt_ids)
-    first, second, third = tokenise(groups, tokenizer, Limits(num_tokens, 1000))
+    num_tokens = len(rows(groups[:1], tokenizer, WIDE)[0].prompt_ids)
+    first, second, third = rows(groups, tokenizer, Limits(num_tokens, 1000))
     assert (first.texts, third.texts) == (["1"], ["3"])
     assert isinstance(second, RecordError)
     assert second.reason == "prompt too long"
     assert second.expected == f"at most {num_tokens} tokens"
-    (dropped,) = tokenise(groups[:1], tokenizer, Limits(num_tokens - 1, 1000))
+    (dropped,) = rows(groups[:1], tokenizer, Limits(num_tokens - 1, 1000))
     assert isinstance(dropped, RecordError)
 
 
@@ -104,9 +110,7 @@ def test_a_template_that_refuses_drops_its_group(tmp_path):
     refusal = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
     strict = refusal + "{{ messages[0].content }}"
     tokenizer = load_tokenizer(save_tokenizer(tmp_path / "strict", chat_template=strict))
-    refused, accepted = tokenise(
-        [make(TrajectoryRecord("1"), system="s"), make(TrajectoryRecord("2"))], tokenizer, WIDE
-    )
+    refused, accepted = rows([make(TrajectoryRecord("1"), system="s"), make(TrajectoryRecord("2"))], tokenizer, WIDE)
     assert isinstance(refused, RecordError)
     assert refused.reason == "chat template refuses"
     assert "no system role" in refused.got
@@ -136,7 +140,7 @@ def test_unusable_tokenizers(tmp_path):
     ],
 )
 def test_a_thought_is_opened_once(prompt, text, kept):
-    assert continued(prompt, text) == kept
+    assert ThinkTags().continued(prompt, text) == kept
 
 
 ADDS_A_SYSTEM_TEXT = (
@@ -160,7 +164,7 @@ def test_the_response_is_exact_under_any_template(tmp_path, template, prompt, re
     tokenizer = load_tokenizer(save_tokenizer(tmp_path / "tokenizer", chat_template=template))
     tokenizer.bos_token = "<|end|>"
     text = "<think>\n4</think> so 4"
-    row, logged = tokenise([make(TrajectoryRecord(text)), make(with_logprobs(tokenizer, text))], tokenizer, WIDE)
+    row, logged = rows([make(TrajectoryRecord(text)), make(with_logprobs(tokenizer, text))], tokenizer, WIDE)
     assert tokenizer.decode(row.prompt_ids) == prompt
     assert tokenizer.decode(row.response_ids[0]) == response + EOS
     assert row.response_ids[0].count(tokenizer.eos_token_id) == 1

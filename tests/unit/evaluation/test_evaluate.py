@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from transformers.utils import chat_template_utils as chat_utils
 
 from megatron_offgrpo.cli.evaluation import evaluate_command, summary_lines
 from megatron_offgrpo.errors import ConfigError, DataError, GenerationError
@@ -10,7 +11,7 @@ from megatron_offgrpo.evaluation import sampling
 from megatron_offgrpo.evaluation.evaluate import EvaluationConfig, correctness, evaluate, read_graded, summarise
 from megatron_offgrpo.evaluation.generation import BackendConfig, Completion, seed_of
 from tests.unit.reporting.run_folder import write_small_store
-from tools.base_student import make_model, make_tokenizer
+from tools.base_student import CHAT_TEMPLATE, make_model, make_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -244,3 +245,107 @@ def test_summary_by_hand():
     # x has 2 of 3 right: pass@2 = 1 - C(1,2)/C(3,2) = 1; y none: (1 + 0) / 2.
     assert summary["pass_at"] == pytest.approx({"1": 1 / 3, "2": 1 / 2, "3": 1 / 2})
     assert (summary["mean_tokens"], summary["problems"], summary["samples_per_problem"]) == (35.0, 2, 3)
+
+
+class Writes(RuleBackend):
+    """Writes one text, special tokens and all, and the end of turn."""
+
+    def __init__(self, tokenizer, text):
+        super().__init__(tokenizer)
+        self.text = text
+
+    def generate(self, requests, settings):
+        self.seen += list(requests)
+        for index in range(len(requests)):
+            yield index, Completion((*self.tokenizer.encode(self.text), self.tokenizer.eos_token_id), "stop")
+
+
+def special_model(folder, template=CHAT_TEMPLATE, tags=("<think>", "</think>")):
+    """A model whose tags of the thought are special tokens."""
+    tokenizer = make_tokenizer(0)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", *tags]})
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps({"model_type": "qwen2", "vocab_size": 512}))
+    return tokenizer
+
+
+@pytest.mark.parametrize("tags", [("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("<seed:think>", "</seed:think>")])
+@pytest.mark.parametrize(
+    ("written", "lenient", "strict"),
+    [
+        ("OPENis it \\boxed{2}? I run out", 1, 0),
+        ("OPENis it \\boxed{3}?CLOSEThe answer is 2.", 1, 0),
+        ("OPENis it \\boxed{3}?CLOSE\\boxed{2}", 1, 1),
+    ],
+)
+def test_tags_that_are_special_tokens_stay_in_the_graded_text(
+    benchmark_file, tmp_path, monkeypatch, tags, written, lenient, strict
+):
+    tokenizer = special_model(tmp_path, tags=tags)
+    text = written.replace("OPEN", tags[0]).replace("CLOSE", tags[1])
+    monkeypatch.setattr(sampling, "open_backend", lambda _: Writes(tokenizer, text))
+    evaluate(config(tmp_path, benchmark_file, tmp_path / "out", samples=1))
+    first = read_graded(tmp_path / "out")[0]
+    assert (first["text"], first["reward"], first["strict"]) == (text, lenient, strict)
+
+
+OPENS = CHAT_TEMPLATE.replace("assistant\n{% endif", "assistant\n[THINK]\n{% endif")
+
+
+def test_a_prompt_may_open_the_thought_with_any_tag(benchmark_file, tmp_path, monkeypatch):
+    tokenizer = special_model(tmp_path, OPENS)
+    monkeypatch.setattr(sampling, "open_backend", lambda _: Writes(tokenizer, "I think \\boxed{2}"))
+    assert evaluate(config(tmp_path, benchmark_file, tmp_path / "out"))["strict"]["accuracy"] == 0
+    other = config(tmp_path, benchmark_file, tmp_path / "out", think_tags=("<think>...</think>",))
+    assert evaluate(other)["strict"]["accuracy"] == 0.5
+
+
+SWITCH = "{% if quick %}quick {% endif %}" + CHAT_TEMPLATE
+CLOCK = "{{ strftime_now('%d %b %Y') }} " + CHAT_TEMPLATE
+
+
+def test_prompts_belong_to_an_evaluation(benchmark_file, tmp_path, monkeypatch, capsys):
+    backends = []
+
+    def evaluated(source, **values):
+        tokenizer = special_model(tmp_path, source)
+        backends.append(Writes(tokenizer, "2"))
+        monkeypatch.setattr(sampling, "open_backend", lambda _: backends[-1])
+        evaluate(config(tmp_path, benchmark_file, tmp_path / "out", **values))
+        manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+        seen = backends[-1].seen
+        return manifest, tokenizer.decode(seen[0].prompt_ids) if seen else None
+
+    plain, prompt = evaluated(SWITCH)
+    assert prompt.startswith("<|im_start|>")
+    quick, prompt = evaluated(SWITCH, chat_template_kwargs={"quick": True})
+    assert prompt.startswith("quick <|im_start|>")
+    assert plain["fingerprint"] != quick["fingerprint"]
+    assert plain["inputs"]["prompts"] != quick["inputs"]["prompts"]
+    assert quick["config"]["chat_template_kwargs"] == {"quick": True}
+    assert evaluated(SWITCH, chat_template_kwargs={"quick": True})[1] is None  # reused
+
+    monkeypatch.setattr(chat_utils, "datetime", None)  # nobody may look at the clock
+    dated, prompt = evaluated(CLOCK)
+    assert prompt.startswith("26 Jul 2024 <|im_start|>")
+    assert dated["config"]["chat_template_kwargs"] == {"strftime_now": "2024-07-26"}
+    assert "the chat template asks for the date: it is given 2024-07-26" in capsys.readouterr().err
+    chosen, prompt = evaluated(CLOCK, chat_template_kwargs={"strftime_now": "2025-12-31"})
+    assert prompt.startswith("31 Dec 2025 <|im_start|>")
+    assert chosen["fingerprint"] != dated["fingerprint"]
+    with pytest.raises(ConfigError, match=r"chat_template_kwargs\.quick: the chat template has no such variable"):
+        evaluated(CLOCK, chat_template_kwargs={"quick": True})
+    with pytest.raises(ConfigError, match=r"chat_template_kwargs: this template has no variables; got none"):
+        evaluated(CLOCK, template="none", chat_template_kwargs={"quick": True})
+
+
+def test_temperature_0_takes_one_sample(model, benchmark_file, tmp_path, backend, capsys):
+    metrics = evaluate(config(model, benchmark_file, tmp_path / "out", temperature=0.0, samples=4))
+    assert "temperature 0: one sample of each problem instead of 4" in capsys.readouterr().err
+    assert (metrics["samples_per_problem"], len(backend.seen)) == (1, 2)
+    assert metrics["minimum_detectable_difference"] is metrics["ci95_new_samples"] is None
+    assert not any("are noise" in line for line in summary_lines(metrics))
+    evaluate(config(model, benchmark_file, tmp_path / "out", temperature=0.0, samples=1))
+    assert len(backend.seen) == 2  # the same evaluation
+    assert capsys.readouterr().err.count("temperature 0") == 0

@@ -1,14 +1,24 @@
 """Settings, seeds, prompts and the Hugging Face back end's seeded sampling."""
 
 import hashlib
+import json
 
 import pytest
 import torch
 
-from megatron_offgrpo.errors import ConfigError
+from megatron_offgrpo.data.tokenisation import load_tokenizer
+from megatron_offgrpo.errors import ConfigError, DataError
 from megatron_offgrpo.evaluation import generation
-from megatron_offgrpo.evaluation.generation import SamplingSettings, choose_backend, seed_of
-from megatron_offgrpo.evaluation.hf_backend import SeededSampling
+from megatron_offgrpo.evaluation.generation import (
+    Request,
+    SamplingSettings,
+    Shaping,
+    choose_backend,
+    seed_of,
+    stop_token_ids,
+)
+from megatron_offgrpo.evaluation.hf_sampling import Penalties, SeededSampling, processors_of
+from tests.unit.data.tiny import TEMPLATE, save_tokenizer
 
 
 def draw(settings, logits, num):
@@ -53,12 +63,93 @@ def test_seeds_differ_by_problem_sample_and_seed_and_stay_in_range():
         ({"temperature": -0.1}, "temperature"),
         ({"temperature": 2.1}, "temperature"),
         ({"top_p": 0.0}, "top_p"),
+        ({"temperature": 0.001}, "temperature"),  # vLLM would take 0.01
+        ({"temperature": float("nan")}, "temperature"),
         ({"max_tokens": 0}, "max_tokens"),
     ],
 )
 def test_impossible_settings_are_refused(values, field):
-    with pytest.raises(ConfigError, match=field):
+    with pytest.raises(ConfigError, match=rf"^{field}: out of range; expected .*; got {next(iter(values.values()))}$"):
         SamplingSettings(**values)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("top_k", -1), ("min_p", 1.1), ("min_p", -0.1), ("repetition_penalty", 0.0), ("repetition_penalty", 2.1),
+     ("presence_penalty", -2.1), ("frequency_penalty", 2.1)],
+)  # fmt: skip
+def test_impossible_shapings_are_refused(field, value):
+    with pytest.raises(ConfigError, match=rf"^{field}: out of range; expected .*; got {value}$"):
+        Shaping(**{field: value})
+
+
+P = torch.tensor([0.1, 0.4, 0.3, 0.2]).log().tolist()
+
+
+@pytest.mark.parametrize(
+    ("settings", "kept"),
+    [
+        (SamplingSettings(1.0, 1.0, shaping=Shaping(top_k=2)), [1, 2]),
+        (SamplingSettings(1.0, 1.0, shaping=Shaping(top_k=9)), [0, 1, 2, 3]),
+        (SamplingSettings(1.0, 1.0, shaping=Shaping(min_p=0.6)), [1, 2]),  # 0.6 of 0.4 is 0.24
+        (
+            SamplingSettings(2.0, 1.0, shaping=Shaping(min_p=0.6)),
+            [1, 2, 3],
+        ),  # at T = 2 of its root: 0.379; 0.2 has 0.447
+        (SamplingSettings(1.0, 1.0, shaping=Shaping(min_p=1.0)), [1]),
+        # Of the three that top-k leaves 4/9 and 3/9 reach 0.75.
+        (SamplingSettings(1.0, 0.75, shaping=Shaping(top_k=3)), [1, 2]),
+        (SamplingSettings(1.0, 0.85, shaping=Shaping(top_k=3)), [1, 2, 3]),
+    ],
+)
+def test_top_k_and_min_p(settings, kept):
+    assert draw(settings, P, 2000).unique().tolist() == kept
+
+
+def penalised(shaping, prompts, drawn, width, scores):
+    ids = torch.tensor([[0] * (width - len(prompt)) + prompt + drawn for prompt in prompts])
+    return Penalties(shaping, prompts, width)(ids, torch.tensor([scores] * len(prompts)))
+
+
+def test_penalties_by_hand():
+    scores = [2.0, -2.0, 1.0, -1.0]
+    # Repetition: tokens of the prompt (3) and of the response (1, 1, 2); the padding (0) is neither.
+    found = penalised(Shaping(repetition_penalty=2.0), [[3]], [1, 1, 2], 3, scores)
+    assert found.tolist() == [[2.0, -4.0, 0.5, -2.0]]
+    # Presence and frequency: of the response alone.
+    assert penalised(Shaping(presence_penalty=0.5), [[3]], [1, 1, 2], 3, scores).tolist() == [[2.0, -2.5, 0.5, -1.0]]
+    assert penalised(Shaping(frequency_penalty=0.5), [[3]], [1, 1, 2], 3, scores).tolist() == [[2.0, -3.0, 0.5, -1.0]]
+    rows = penalised(Shaping(repetition_penalty=2.0), [[3], [0, 3]], [], 2, scores)
+    assert rows.tolist() == [[2.0, -2.0, 1.0, -2.0], [1.0, -2.0, 1.0, -2.0]]
+
+
+def test_neutral_settings_add_no_penalties():
+    names = [type(one).__name__ for one in processors_of(SamplingSettings(), [Request((1,), 0)], 1)]
+    assert names == ["SeededSampling"]
+    assert list(processors_of(SamplingSettings(0.0), [Request((1,), 0)], 1)) == []
+
+
+def test_end_tokens_are_those_of_both_configurations_the_tokenizer_and_the_template(tmp_path):
+    tokenizer = load_tokenizer(save_tokenizer(tmp_path))
+    eos, other = tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|pad|>")
+    assert stop_token_ids(tmp_path, tokenizer) == (eos,)
+    named = {"config.json": {"eos_token_id": [eos, 7]}, "generation_config.json": {"eos_token_id": 9}}
+    for name, values in named.items():
+        (tmp_path / name).write_text(json.dumps(values))
+    assert stop_token_ids(tmp_path, tokenizer) == tuple(sorted({eos, 7, 9}))
+    (tmp_path / "generation_config.json").unlink()
+    (tmp_path / "config.json").write_text(json.dumps({"text_config": {"eos_token_id": 8}, "eos_token_id": None}))
+    assert stop_token_ids(tmp_path, tokenizer) == tuple(sorted({eos, 8}))
+    turns = TEMPLATE.replace("{% endfor", "<|pad|>{% endfor")
+    tokenizer.chat_template = turns
+    assert stop_token_ids(tmp_path, tokenizer) == tuple(sorted({eos, 8, other}))
+    tokenizer.chat_template = None
+    assert stop_token_ids(tmp_path, tokenizer) == tuple(sorted({eos, 8}))
+    for values, what in (({"eos_token_id": "</s>"}, "no token ids"), ({"eos_token_id": True}, "no token ids"),
+                         ([1], "damaged"), ("{", "damaged")):  # fmt: skip
+        (tmp_path / "config.json").write_text(values if isinstance(values, str) else json.dumps(values))
+        with pytest.raises(DataError, match=rf"config\.json.*{what}"):
+            stop_token_ids(tmp_path, tokenizer)
 
 
 def test_auto_takes_vllm_where_it_is_installed(monkeypatch):

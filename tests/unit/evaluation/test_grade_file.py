@@ -50,6 +50,24 @@ def test_adds_four_fields_and_keeps_order_and_the_rest(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
 
 
+def test_lines_and_the_command_say_that_a_prompt_opened_the_thought(tmp_path):
+    text = "I think \\boxed{7}"
+    lines = [record(0, text), record(1, text, prompt_opens_thinking=True), record(2, text, prompt_opens_thinking=False)]
+    source = write(tmp_path / "in.jsonl", *lines, record(3, "so</think> \\boxed{7}", prompt_opens_thinking=True))
+    grade_file(source, tmp_path / "out.jsonl", processes=1)
+    assert [(one["lenient"], one["strict"]) for one in read(tmp_path / "out.jsonl")] == [(1, 1), (1, 0), (1, 1), (1, 1)]
+    grade_file(source, tmp_path / "out.jsonl", processes=1, prompt_opens_thinking=True)
+    assert [one["strict"] for one in read(tmp_path / "out.jsonl")] == [0, 0, 1, 1]
+
+
+def test_tags_of_the_thought_are_a_setting(tmp_path):
+    source = write(tmp_path / "in.jsonl", record(0, "<plan>\\boxed{9}</plan> it is 7"))
+    grade_file(source, tmp_path / "out.jsonl", processes=1)
+    assert read(tmp_path / "out.jsonl")[0]["extracted"] == "9"
+    grade_file(source, tmp_path / "out.jsonl", processes=1, think_tags=("<plan>...</plan>",))
+    assert read(tmp_path / "out.jsonl")[0]["extracted"] == "7"
+
+
 BAD = [
     (b"{nonsense\n", "record", "malformed JSON"),
     (b'{"a": NaN}\n', "group_id", "missing field"),
@@ -65,6 +83,7 @@ BAD = [
     (json.dumps(record(0, "t", choices="four")).encode() + b"\n", "choices", "wrong type"),
     (json.dumps(record(0, "\ud800")).encode() + b"\n", "text", "not UTF-8"),
     (json.dumps(record(0, "t", model="\ud800")).encode() + b"\n", "record", "not JSON"),
+    (json.dumps(record(0, "t", prompt_opens_thinking="yes")).encode() + b"\n", "prompt_opens_thinking", "wrong type"),
 ]
 
 

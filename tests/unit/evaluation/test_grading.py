@@ -3,6 +3,7 @@
 import pytest
 
 from megatron_offgrpo.data.grading import GradingPool
+from megatron_offgrpo.data.thinking import ThinkTags
 from megatron_offgrpo.evaluation.grading import Solution, letter_grade, score, unreadable_golds
 from megatron_offgrpo.evaluation.majority import Vote, majority_right
 
@@ -62,7 +63,7 @@ def test_order_is_kept_over_letters_and_open_questions(pool):
     ],
 )
 def test_letters(text, letter):
-    grade = letter_grade(Solution("B", text, choices=4))
+    grade = letter_grade(Solution("B", text, choices=4), ThinkTags())
     assert (grade.extracted, grade.reward, grade.status) == (
         letter,
         int(letter == "B"),
@@ -71,7 +72,7 @@ def test_letters(text, letter):
 
 
 def test_a_letter_that_is_not_the_right_one_is_wrong():
-    assert letter_grade(Solution("C", "\\boxed{B}", choices=4)).reward == 0
+    assert letter_grade(Solution("C", "\\boxed{B}", choices=4), ThinkTags()).reward == 0
 
 
 def test_unreadable_reference_answers(pool):

@@ -1,9 +1,11 @@
 """Prompt templates: the texts as published, and the model's own chat template."""
 
 import pytest
+from tokenizers import processors
 
 from megatron_offgrpo.errors import DataError
-from megatron_offgrpo.evaluation.prompts import encode_prompt, load_prompt_tokenizer, opens_thinking, prompt_text
+from megatron_offgrpo.evaluation.prompts import encode_prompt, load_prompt_tokenizer, prompt_text
+from tests.unit.data.tiny import EOS, SPECIAL, save_tokenizer
 from tools.base_student import make_tokenizer
 
 
@@ -73,6 +75,28 @@ def test_only_the_chat_template_needs_one_in_the_tokenizer(tmp_path):
         load_prompt_tokenizer(tmp_path / "absent", "none")
 
 
-def test_thinking_that_the_prompt_opens():
-    assert opens_thinking("<|im_start|>assistant\n<think>\n")
-    assert not opens_thinking("<think>\n\n</think>\n\n")
+@pytest.mark.parametrize(("single", "before"), [("$A </s>", []), ("<s> $A </s>", ["<s>"]), ("<s> $A", ["<s>"])])
+def test_no_end_token_closes_a_prompt(tmp_path, single, before):
+    """A tokenizer that closes every text by EOS, or brackets it, as those of models for embeddings or translation."""
+    tokenizer = load_prompt_tokenizer(save_tokenizer(tmp_path), "chat")
+    names = {"<s>": SPECIAL[0], "</s>": EOS}
+    ids = [(name, tokenizer.convert_tokens_to_ids(text)) for name, text in names.items()]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=ids)
+    assert (tokenizer.encode("1 + 1?")[-1] == tokenizer.eos_token_id) == single.endswith("</s>")
+    plain = tokenizer.encode("1 + 1?", add_special_tokens=False)
+    start = [tokenizer.convert_tokens_to_ids(names[name]) for name in before]
+    assert encode_prompt(tokenizer, "1 + 1?", None, "none") == (*start, *plain)
+    prime = encode_prompt(tokenizer, "1 + 1?", None, "prime")
+    assert (list(prime[: len(start)]), prime[-1] != tokenizer.eos_token_id) == (start, True)
+    assert encode_prompt(tokenizer, "1 + 1?", None)[-1] == tokenizer.convert_tokens_to_ids("<|assistant|>")
+    # What the text itself ends in is the text's own.
+    assert encode_prompt(tokenizer, "1" + EOS, None, "none")[-1] == tokenizer.eos_token_id
+
+
+def test_special_tokens_that_change_the_text_are_refused():
+    class Odd(FakeTokenizer):
+        def encode(self, text, add_special_tokens):
+            return [1, 2, 3] if add_special_tokens else [5]
+
+    with pytest.raises(DataError, match="special tokens change the text"):
+        encode_prompt(Odd(), "ab", None, "none")

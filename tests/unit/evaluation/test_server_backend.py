@@ -3,6 +3,7 @@
 import json
 import socket
 import threading
+from dataclasses import asdict, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -10,7 +11,14 @@ import pytest
 
 from megatron_offgrpo.errors import ConfigError, GenerationError
 from megatron_offgrpo.evaluation import server_backend
-from megatron_offgrpo.evaluation.generation import BackendConfig, Completion, Request, SamplingSettings, open_backend
+from megatron_offgrpo.evaluation.generation import (
+    BackendConfig,
+    Completion,
+    Request,
+    SamplingSettings,
+    Shaping,
+    open_backend,
+)
 
 SETTINGS = SamplingSettings(0.6, 0.95, 32, (2,), logprobs=True)
 
@@ -103,8 +111,18 @@ def test_settings_seeds_and_stop_tokens_reach_the_server(scripted):
         "top_p": 0.95,
         "logprobs": 0,
     }
-    assert (sent["stop_token_ids"], sent["return_token_ids"]) == ([2], True)
+    assert (sent["stop_token_ids"], sent["return_token_ids"], sent["skip_special_tokens"]) == ([2], True, False)
+    # What is not sent would be the model's own: neutral values are said as well.
+    neutral = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+    assert {name: sent[name] for name in neutral} == neutral
     assert {request["seed"] for request in scripted.requests} == {100, 101, 102, 103, 104}
+
+
+def test_whatever_shapes_the_probabilities_reaches_the_server(scripted):
+    shaping = Shaping(5, 0.1, 1.2, 0.3, 0.4)
+    with backend(scripted) as server:
+        list(server.generate(requests(1), replace(SETTINGS, shaping=shaping)))
+    assert {name: scripted.requests[0][name] for name in asdict(shaping)} == asdict(shaping)
 
 
 def test_cut_and_empty_completions(scripted):
