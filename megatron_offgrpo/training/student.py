@@ -134,7 +134,7 @@ def _check_offload(run: RunConfig) -> None:
         )
     if run.checkpoint.format != "reshardable":
         raise ConfigError(
-            "Megatron-Core 0.16.1 does not load an offloaded optimizer from a sharded checkpoint",
+            "Megatron-Core does not load an offloaded optimizer from a sharded checkpoint",
             where=where,
             expected="checkpoint.format reshardable",
             got=run.checkpoint.format,

@@ -76,7 +76,9 @@ def same(a: Student, b: Student) -> bool:
 
 
 @without_gpu
-def test_the_same_updates_and_an_exact_resume(place, tmp_path, monkeypatch):
+@pytest.mark.parametrize("form", ["reshardable", "sharded"])
+def test_the_same_updates_and_an_exact_resume_but_from_a_sharded_checkpoint(form, place, tmp_path, monkeypatch):
+    """Where the resume from a sharded one is exact too, `_check_offload` need not refuse it."""
     monkeypatch.setattr(student_module, "_check_offload", lambda run: None)
     plain, offloaded = make(offload=False), make(offload=True)
     (hybrid,) = [part.optimizer for part in offloaded.optimizer.chained_optimizers]
@@ -88,13 +90,13 @@ def test_the_same_updates_and_an_exact_resume(place, tmp_path, monkeypatch):
         assert same(plain, offloaded), number
     assert not any(torch.equal(a, b) for a, b in zip(start, plain.models[0].parameters(), strict=True))
     writer = CheckpointWriter(tmp_path, place, keep=0, asynchronous=False)
-    writer.save(offloaded, 3, Manifest(kind="checkpoint", fingerprint="test"))
+    writer.save(offloaded, 3, Manifest(kind="checkpoint", fingerprint="test"), form)
     step(plain, 3)
     resumed = make(offload=True)
     with PretendGpu():
         load_all(resumed, tmp_path / "iter_0000003")
     step(resumed, 3)
-    assert same(plain, resumed)
+    assert same(plain, resumed) == (form == "reshardable")
 
 
 @without_gpu
