@@ -54,7 +54,9 @@ def check_weights(
     if trajectories < 1 or not backends:
         raise ConfigError("nothing to compare", where="check-weights", expected="a back end and a trajectory or more")
     store = TrajectoryStore.open(store_dir)
-    reference = open_reference(reference_dir, store, {"store": store.manifest.fingerprint}, recipe="RECIPE")
+    reference = open_reference(
+        reference_dir, store, {"store": store.manifest.fingerprint}, remedy="offgrpo reference RECIPE"
+    )
     number = min(trajectories, store.num_trajectories)
     chosen = np.unique(np.linspace(0, store.num_trajectories - 1, number).astype(np.int64)).tolist()
     cached = [reference.lookup(index) for index in chosen]

@@ -64,14 +64,17 @@ def load_weights(student: Student, checkpoint: Path) -> None:
     student.optimizer.reload_model_params()
 
 
-def load_all(student: Student, checkpoint: Path) -> dict[str, Any]:
+def load_all(student: Student, checkpoint: Path, command: str = "offgrpo train RECIPE") -> dict[str, Any]:
     """Fills model and optimizer, and returns the unsharded rest (iteration, ...); for a resumed run.
+
+    Args:
+        command: what was typed to train, for the remedy.
 
     Raises:
         CheckpointError: it is sharded, and another layout wrote it; or as for `load_weights`.
     """
     manifest = read_manifest(checkpoint, "checkpoint", remedy=START_OVER)
-    require_loadable(student, manifest, checkpoint)
+    require_loadable(student, manifest, checkpoint, command)
     model = model_state(student)
     optimizer = optimizer_state(student, model, format_of(manifest), is_loading=True)
     loaded = load_tensors({"model": model, "optimizer": optimizer}, checkpoint)

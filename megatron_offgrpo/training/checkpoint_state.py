@@ -146,7 +146,7 @@ def format_of(manifest: Manifest) -> CheckpointFormat:
     return found
 
 
-def require_loadable(student: Student, manifest: Manifest, checkpoint: Path) -> None:
+def require_loadable(student: Student, manifest: Manifest, checkpoint: Path, command: str) -> None:
     """Refuses a sharded checkpoint that another layout wrote.
 
     Raises:
@@ -163,9 +163,9 @@ def require_loadable(student: Student, manifest: Manifest, checkpoint: Path) -> 
         where=str(checkpoint),
         expected=_described(written),
         got=_described(wanted),
-        remedy=f"make it loadable in any layout: offgrpo train {manifest.config['name']} --reshard "
+        remedy=f"make it loadable in any layout: {command} --reshard "
         + " ".join(options)
-        + " (with your other options), then start this command again",
+        + ", then start this command again",
     )
 
 

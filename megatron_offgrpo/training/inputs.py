@@ -9,7 +9,7 @@ from megatron_offgrpo.config import RunConfig
 from megatron_offgrpo.config_values import to_dict
 from megatron_offgrpo.data.store import TrajectoryStore
 from megatron_offgrpo.model.hf_config import Architecture, read_architecture
-from megatron_offgrpo.objective.compose import needs_reference
+from megatron_offgrpo.objective.needs import needs_reference
 from megatron_offgrpo.planning.plan import Plan, build_plan, validation_plan
 from megatron_offgrpo.planning.plan_files import load_plan, require_settings
 from megatron_offgrpo.training.checkpoint_folder import require_latest
@@ -36,8 +36,8 @@ class Inputs:
 def open_inputs(run: RunConfig) -> Inputs:
     """Opens store, plan, reference and initial checkpoint, and refuses what does not belong together."""
     store = TrajectoryStore.open(run.paths.store)
-    plan = load_plan(run.paths.plan)
-    remedy = f"offgrpo plan {run.name}"
+    remedy = run.command("plan")
+    plan = load_plan(run.paths.plan, remedy=remedy)
     require_input(
         plan.manifest,
         "store",
@@ -46,12 +46,12 @@ def open_inputs(run: RunConfig) -> Inputs:
         other=run.paths.store,
         remedy=remedy,
     )
-    require_settings(plan, run.plan, run.objective, where=run.paths.plan)
+    require_settings(plan, run.plan, run.objective, where=run.paths.plan, remedy=remedy)
     initial, weights = require_latest(run.paths.megatron)
     reference = None
     if needs_reference(run.objective):
         wanted = inputs_of(store, weights.fingerprint, run.model.precision)
-        reference = open_reference(run.paths.reference, store, wanted, recipe=run.name)
+        reference = open_reference(run.paths.reference, store, wanted, remedy=run.command("reference"))
     validation = validation_plan(store, run.plan, run.objective) if run.validation.every_steps else None
     fingerprints = {
         "store": store.manifest.fingerprint,

@@ -44,14 +44,16 @@ def inputs_of(store: TrajectoryStore, weights_fingerprint: str, precision: str) 
     }
 
 
-def open_reference(path: str | Path, store: TrajectoryStore, inputs: dict[str, str], *, recipe: str) -> ReferenceCache:
+def open_reference(path: str | Path, store: TrajectoryStore, inputs: dict[str, str], *, remedy: str) -> ReferenceCache:
     """The cache in `path`, after its inputs were found to be these.
+
+    Args:
+        remedy: the command that makes it.
 
     Raises:
         DataError: no cache, one made from other weights, tokenizer, store or precision, or a truncated file.
     """
     folder = Path(path)
-    remedy = f"offgrpo reference {recipe}"
     manifest = read_manifest(folder, "reference", remedy=remedy)
     for name, fingerprint in inputs.items():
         require_input(manifest, name, fingerprint, where=folder, other="in use", remedy=remedy)

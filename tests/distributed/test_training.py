@@ -190,6 +190,22 @@ def test_a_plan_of_another_store_is_refused(run, tmp_path):
         loop.open_inputs(replace(run, paths=replace(run.paths, store=str(tmp_path / "other"))))
 
 
+def test_remedies_name_what_was_typed(run, tmp_path, place):
+    typed = replace(run, typed="my_recipes:toy --set plan.seed=0")
+
+    def missing(name):
+        return replace(typed, paths=replace(run.paths, **{name: str(tmp_path / "none")}))
+
+    for stage in ("plan", "reference"):
+        with pytest.raises(DataError, match=rf"remedy: offgrpo {stage} my_recipes:toy --set plan\.seed=0$"):
+            loop.open_inputs(missing(stage))
+    with pytest.raises(DataError, match=r"remedy: offgrpo plan my_recipes:toy --set plan\.seed=0$"):
+        loop.open_inputs(with_values(typed, plan={"max_pack_tokens": 128}))
+    assert loop.train(typed, place) is True
+    with pytest.raises(ConfigError, match=r"offgrpo train my_recipes:toy --set plan\.seed=0 --force$"):
+        loop.train(with_values(typed, optimizer={"lr": 2e-3}), place)
+
+
 def test_a_reference_of_other_weights_or_precision_is_refused(run, prepared, tmp_path):
     write_hf_model(tmp_path / "hf", seed=1)
     hf_to_megatron(tmp_path / "hf", tmp_path / "megatron")
