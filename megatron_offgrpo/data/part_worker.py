@@ -21,6 +21,7 @@ from megatron_offgrpo.data.rejects import RecordError, Removal, reject_of
 from megatron_offgrpo.data.selection import select
 from megatron_offgrpo.data.store_schema import StoreRow
 from megatron_offgrpo.data.tokenisation import Limits, encode, load_tokenizer, tokenise
+from megatron_offgrpo.data.vocabulary import require_known_ids, vocabulary_of
 from megatron_offgrpo.data_config import PrepareConfig
 from megatron_offgrpo.types import GroupRecord
 
@@ -49,6 +50,7 @@ class PartWorker:
     def __init__(self, config: PrepareConfig, pool: GradingPool) -> None:
         self.config, self.pool = config, pool
         self.tokenizer = load_tokenizer(Path(config.tokenizer))
+        self.vocabulary = vocabulary_of(config.tokenizer)
         self.conditions = parse_conditions(config.where)
         files = config.filters.decontaminate
         self.benchmarks = BenchmarkIndex(files, config.filters.decontaminate_words) if files else None
@@ -72,6 +74,8 @@ class PartWorker:
             if isinstance(row, RecordError):
                 _reject(result, index, one.group, row)
             else:
+                largest = max(max(ids, default=0) for ids in (row.prompt_ids, *row.response_ids))
+                require_known_ids(largest, self.vocabulary, self.config.tokenizer, where=one.group.origin)
                 result.rows.append((index, row))
                 result.counts["groups after tokenised"] += 1
                 result.counts["trajectories after tokenised"] += len(row.rewards)

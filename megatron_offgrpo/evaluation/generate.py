@@ -35,7 +35,7 @@ from megatron_offgrpo.evaluation.generation import (
     stop_token_ids,
 )
 from megatron_offgrpo.evaluation.json_lines import json_line
-from megatron_offgrpo.evaluation.prompts import encode_prompt, load_prompt_tokenizer
+from megatron_offgrpo.evaluation.prompts import encode_prompt, load_prompt_tokenizer, require_known_prompts
 from megatron_offgrpo.evaluation.sample_log import SampleLogs, Shard, remove_parts
 from megatron_offgrpo.evaluation.sampling import LazyBackend, SamplingRun, draw_samples
 from megatron_offgrpo.evaluation.task import model_fingerprint, plain
@@ -99,6 +99,7 @@ def generate(config: GenerateConfig, shard: Shard | None = None) -> dict[str, An
         say(f"{config.output}: reused, nothing it was made from has changed")
         return found
     prompts = {one.problem_id: encode_prompt(tokenizer, one.problem, config.system) for one in questions}
+    require_known_prompts(prompts, stop, config.model)
     parts = config.output.absolute().with_name(config.output.name + ".parts") / request
     run = SamplingRun(prompts, config.samples, config.seed, settings, HF_BATCH if backend == "hf" else None, parts)
     say(f"generating {config.samples} solutions of {len(questions)} problems with {config.model} on {backend}")

@@ -1,9 +1,11 @@
 """Prompt templates: a problem as the token ids that a model continues."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from megatron_offgrpo.data.tokenisation import load_tokenizer
+from megatron_offgrpo.data.vocabulary import require_known_ids, vocabulary_of
 from megatron_offgrpo.errors import DataError
 
 TemplateName = Literal["chat", "qwen-math", "simplerl", "prime", "none"]
@@ -82,6 +84,22 @@ def encode_prompt(tokenizer: Any, problem: str, system: str | None, template: Te
     text = prompt_text(tokenizer, problem, system, template)
     # Templates write their own special tokens; a plain text gets what the tokenizer puts before one (a BOS).
     return tuple(tokenizer.encode(text, add_special_tokens=template in ("prime", "none")))
+
+
+def require_known_prompts(prompts: Mapping[str, Sequence[int]], stop: Sequence[int], model: Path) -> None:
+    """Refuses a tokenizer that is larger than its model, where that shows.
+
+    Args:
+        prompts: problem id -> token ids.
+        stop: end tokens; the model must be able to write one of them.
+
+    Raises:
+        DataError: an id of a prompt is beyond the model's vocabulary, or every end token is.
+    """
+    vocabulary = vocabulary_of(model)
+    for name, ids in prompts.items():
+        require_known_ids(max(ids, default=0), vocabulary, model, where=f"prompt of {name}")
+    require_known_ids(min(stop), vocabulary, model, where="end token of the tokenizer")
 
 
 def opens_thinking(text: str) -> bool:

@@ -17,7 +17,13 @@ from megatron_offgrpo.evaluation.generation import (
     stop_token_ids,
 )
 from megatron_offgrpo.evaluation.grading import unreadable_golds
-from megatron_offgrpo.evaluation.prompts import TemplateName, encode_prompt, load_prompt_tokenizer, opens_thinking
+from megatron_offgrpo.evaluation.prompts import (
+    TemplateName,
+    encode_prompt,
+    load_prompt_tokenizer,
+    opens_thinking,
+    require_known_prompts,
+)
 from megatron_offgrpo.evaluation.sampling import SamplingRun
 from megatron_offgrpo.progress import say
 
@@ -100,6 +106,7 @@ def make_task(config: EvaluationConfig) -> Task:
     prompts = {
         one.problem_id: encode_prompt(tokenizer, one.problem, config.system, config.template) for one in questions
     }
+    require_known_prompts(prompts, settings.stop_token_ids, config.model)
     thinking = {name: opens_thinking(tokenizer.decode(ids[-8:])) for name, ids in prompts.items()}
     manifest = _manifest(config, settings, backend, questions)
     run = SamplingRun(

@@ -1,6 +1,7 @@
 """The evaluation from sampling to metrics, with a back end that answers by rule."""
 
 import json
+import shutil
 
 import pytest
 
@@ -8,7 +9,9 @@ from megatron_offgrpo.cli.evaluation import evaluate_command, summary_lines
 from megatron_offgrpo.errors import ConfigError, DataError, GenerationError
 from megatron_offgrpo.evaluation import sampling
 from megatron_offgrpo.evaluation.evaluate import EvaluationConfig, correctness, evaluate, read_graded, summarise
+from megatron_offgrpo.evaluation.generate import GenerateConfig, generate
 from megatron_offgrpo.evaluation.generation import BackendConfig, Completion, seed_of
+from megatron_offgrpo.evaluation.task import make_task
 from tests.unit.reporting.run_folder import write_small_store
 from tools.base_student import make_model, make_tokenizer
 
@@ -244,3 +247,36 @@ def test_summary_by_hand():
     # x has 2 of 3 right: pass@2 = 1 - C(1,2)/C(3,2) = 1; y none: (1 + 0) / 2.
     assert summary["pass_at"] == pytest.approx({"1": 1 / 3, "2": 1 / 2, "3": 1 / 2})
     assert (summary["mean_tokens"], summary["problems"], summary["samples_per_problem"]) == (35.0, 2, 3)
+
+
+@pytest.mark.parametrize("backend_name", ["hf", "vllm", "server"])
+def test_a_prompt_beyond_the_models_vocabulary_is_refused(backend_name, model, benchmark_file, tmp_path, monkeypatch):
+    larger = shutil.copytree(model, tmp_path / "larger")
+    tokenizer = make_tokenizer(0)
+    size = json.loads((model / "config.json").read_text())["vocab_size"]
+    tokenizer.add_tokens([f"<t{number}>" for number in range(size - len(tokenizer) + 2)])
+    tokenizer.save_pretrained(larger)
+    monkeypatch.setattr("megatron_offgrpo.evaluation.task.choose_backend", lambda name: name)
+    engine = BackendConfig(larger, backend_name)
+    settings = EvaluationConfig(larger, benchmark_file, tmp_path / "out", samples=1, backend=engine)
+    # The surplus does not occur in these prompts.
+    assert make_task(settings).questions
+    last = tokenizer.convert_ids_to_tokens(size)
+    benchmark_file.write_text(json.dumps({"id": "z", "problem": f"{last} 1+1?", "answer": "2"}) + "\n")
+    message = rf"prompt of z: token ids beyond the model's vocabulary; expected ids below {size} .*; got {size}; "
+    with pytest.raises(DataError, match=message):
+        evaluate(settings)
+    with pytest.raises(DataError, match=message):
+        generate(GenerateConfig(larger, benchmark_file, tmp_path / "groups.jsonl", backend=BackendConfig(larger, "hf")))
+
+
+def test_an_end_token_that_the_model_cannot_write_is_refused(model, benchmark_file, tmp_path):
+    larger = shutil.copytree(model, tmp_path / "larger")
+    tokenizer = make_tokenizer(0)
+    size = json.loads((model / "config.json").read_text())["vocab_size"]
+    tokenizer.add_tokens([f"<t{number}>" for number in range(size - len(tokenizer))])
+    tokenizer.add_special_tokens({"eos_token": "<end>"})
+    tokenizer.save_pretrained(larger)
+    (larger / "generation_config.json").unlink()
+    with pytest.raises(DataError, match=rf"end token of the tokenizer: token ids beyond .* got {size}; "):
+        evaluate(config(larger, benchmark_file, tmp_path / "out"))
