@@ -78,6 +78,11 @@ class PrepareConfig(Ranged, section="--"):
     """Of the random selection, the validation split and the all-positive groups left out."""
     grading_timeout_seconds: Annotated[float, Ge(1e-3)] = 5.0
     """CPU seconds for one solution."""
+    judge: str | None = None
+    """`http://HOST:PORT/v1` of an OpenAI-compatible server that is asked about answers which no rule reads; its replies
+    are kept in OUTPUT.judge.jsonl and not asked for again."""
+    judge_model: str | None = None
+    """Its model; None takes the only one there."""
     workers: Count | None = None
     """Processes; None takes one for each CPU this process may use."""
     overwrite: bool = False

@@ -56,6 +56,12 @@ def prepare(
         float | None, typer.Option("--max-compression-ratio", help="Drop looping responses (e.g. 12).")
     ] = None,
     max_all_positive_share: Annotated[float | None, typer.Option("--max-all-positive-share")] = None,
+    judge: Annotated[
+        str | None, typer.Option("--judge", help="http://HOST:PORT/v1: asked about answers that no rule reads.")
+    ] = None,
+    judge_model: Annotated[
+        str | None, typer.Option("--judge-model", help="Its name there; by default the only one.")
+    ] = None,
     workers: Annotated[int | None, typer.Option("--workers", min=1, help="By default one for each CPU.")] = None,
     shard: Annotated[
         str | None, typer.Option("--shard", help="I/N: do this share of the parts; merge without it.")

@@ -27,6 +27,10 @@ Timeout = Annotated[float, typer.Option("--timeout-seconds", help="Longest wait 
 ShardOption = Annotated[
     str | None, typer.Option("--shard", help="I/N: draw this share only; the same command without it finishes.")
 ]
+JudgeUrl = Annotated[
+    str | None, typer.Option("--judge", help="http://HOST:PORT/v1: asked about answers that no rule reads.")
+]
+JudgeModel = Annotated[str | None, typer.Option("--judge-model", help="Its name there; by default the only one.")]
 Seed = Annotated[int, typer.Option("--seed")]
 System = Annotated[str | None, typer.Option("--system", help="System message of the chat template.")]
 
@@ -71,6 +75,8 @@ def evaluate_command(
     server_model: ServerModel = None,
     concurrency: Concurrency = 64,
     timeout_seconds: Timeout = 3600.0,
+    judge: JudgeUrl = None,
+    judge_model: JudgeModel = None,
     seed: Seed = 0,
     shard: ShardOption = None,
     force: Force = False,
@@ -98,6 +104,8 @@ def evaluate_command(
         leave_out_unreadable=leave_out_unreadable,
         store=store,
         backend=engine,
+        judge=judge,
+        judge_model=judge_model,
         seed=seed,
         force=force,
         **settings,
@@ -156,6 +164,8 @@ def _check_checkpoints(checkpoints: Path | None, *, follow: bool, shard: str | N
 
 def summary_lines(metrics: dict[str, Any]) -> list[str]:
     """The figures of an evaluation, a line each."""
+    from megatron_offgrpo.data.judge import judge_line
+
     lines = [f"{metrics['problems']} problems x {metrics['samples_per_problem']} samples, by {metrics['backend']}"]
     for title, scores in (("accuracy", metrics), ("strict", metrics["strict"])):
         lines.append(f"{title:<12}{_percent(scores['accuracy'])}{_interval(scores)}")
@@ -167,8 +177,10 @@ def summary_lines(metrics: dict[str, Any]) -> list[str]:
     shares = ("truncated_share", "no_box_share", "empty_share")
     told = ", ".join(f"{name.removesuffix('_share').replace('_', ' ')} {_percent(metrics[name])}" for name in shares)
     lines.append(f"{metrics['mean_tokens']:.0f} tokens on average; {told}")
-    odd = {name: count for name, count in metrics["statuses"].items() if name not in ("ok", "no_answer")}
+    odd = {name: count for name, count in metrics["statuses"].items() if name not in ("ok", "judged", "no_answer")}
     lines += [f"{count} samples graded as {name}" for name, count in odd.items()]
+    if metrics.get("judge") is not None:
+        lines.append(judge_line(metrics["judge"]))
     if metrics["problems_left_out"]:
         lines.append(f"{metrics['problems_left_out']} problems left out: their reference answers cannot be read")
     if metrics["contamination"]:
@@ -194,11 +206,13 @@ def grade(
     output: Annotated[Path, typer.Option("--output", help="The same lines with strict, lenient, extracted, reason.")],
     processes: Annotated[int | None, typer.Option("--processes", min=1, help="One for each CPU.")] = None,
     seconds: Annotated[float, typer.Option("--seconds", help="CPU seconds that one solution may take.")] = 5.0,
+    judge: JudgeUrl = None,
+    judge_model: JudgeModel = None,
 ) -> None:
     """Grades solutions made elsewhere, with math-verify."""
     from megatron_offgrpo.evaluation.grade_file import grade_file
 
-    counts = grade_file(input, output, processes=processes, seconds=seconds)
+    counts = grade_file(input, output, processes=processes, seconds=seconds, judge_url=judge, judge_model=judge_model)
     print_lines(
         [
             f"{counts.graded} graded: {counts.lenient} right ({100 * counts.lenient / counts.graded:.1f} %), "

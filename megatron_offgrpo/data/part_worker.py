@@ -15,6 +15,7 @@ from megatron_offgrpo.data.filters import (
 )
 from megatron_offgrpo.data.grading import GradingPool
 from megatron_offgrpo.data.importers import meets, parse_conditions, parse_record
+from megatron_offgrpo.data.judge import Judge, log_beside
 from megatron_offgrpo.data.labelling import LabelCounts, LabelledGroup, label_groups
 from megatron_offgrpo.data.readers import Part
 from megatron_offgrpo.data.rejects import RecordError, Removal, reject_of
@@ -50,6 +51,7 @@ class PartWorker:
     def __init__(self, config: PrepareConfig, pool: GradingPool) -> None:
         self.config, self.pool = config, pool
         self.tokenizer = load_tokenizer(Path(config.tokenizer))
+        self.judge = judge_of(config)
         self.vocabulary = vocabulary_of(config.tokenizer)
         self.conditions = parse_conditions(config.where)
         files = config.filters.decontaminate
@@ -113,7 +115,10 @@ class PartWorker:
 
     def _labelled(self, groups: list[tuple[int, GroupRecord]], result: PartResult) -> list[tuple[int, LabelledGroup]]:
         labelled = []
-        found = label_groups([group for _, group in groups], self.config.labels, self.pool)
+        found = label_groups([group for _, group in groups], self.config.labels, self.pool, self.judge)
+        if self.judge is not None:
+            result.counts.update({f"judge {name}": number for name, number in self.judge.counts.items()})
+            self.judge.counts.clear()
         for (index, group), one in zip(groups, found, strict=True):
             if isinstance(one, RecordError):
                 _reject(result, index, group, one)
@@ -165,6 +170,14 @@ class PartWorker:
             own = [next(ids) for _ in group.rewards]
             counts.append([len(one) + (one[-1:] != [eos]) for one in own])
         return counts
+
+
+def judge_of(config: PrepareConfig) -> Judge | None:
+    """The judge of a request, whose model is known by now."""
+    if config.judge is None:
+        return None
+    assert config.judge_model is not None
+    return Judge(config.judge, config.judge_model, log_beside(config.output))
 
 
 def _count(result: PartResult, stage: str, groups: list[tuple[int, GroupRecord]]) -> None:

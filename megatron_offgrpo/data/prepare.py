@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
@@ -15,6 +15,7 @@ from megatron_offgrpo.config_values import to_dict
 from megatron_offgrpo.data.decontamination import BenchmarkIndex
 from megatron_offgrpo.data.grouping import grouped_parts, grouping_counts, grouping_rejects, is_sharegpt
 from megatron_offgrpo.data.importers import parse_conditions
+from megatron_offgrpo.data.judge import model_of
 from megatron_offgrpo.data.merge import Summary, decide, merged_batches, read_rows
 from megatron_offgrpo.data.part_files import PartFolder
 from megatron_offgrpo.data.part_runner import file_error, needs_signatures, run_parts
@@ -32,7 +33,7 @@ from megatron_offgrpo.progress import Advance, progress, say
 __all__ = ["PrepareConfig", "prepare", "prepare_shard", "summary_lines"]
 
 # Fields that change how or where the work is done, not its result.
-_NOT_CONTENT = ("inputs", "tokenizer", "output", "workers", "overwrite", "force")
+_NOT_CONTENT = ("inputs", "tokenizer", "output", "judge", "workers", "overwrite", "force")
 # Fields that only the merging reads: the parts of another choice are taken.
 _NOT_IN_PARTS = ("validation_share", "duplicate_problems", "near_duplicates", "max_all_positive_share")
 
@@ -93,6 +94,7 @@ class _Request:
 
     def __init__(self, config: PrepareConfig) -> None:
         _check(config)
+        config = replace(config, judge_model=model_of(config.judge, config.judge_model))
         self.config, self.output = config, Path(config.output)
         self.tokenizer_print = tokenizer_fingerprint(config.tokenizer)
         self.sources = [open_source(name, config.split) for name in config.inputs]
@@ -274,6 +276,9 @@ def _check(config: PrepareConfig) -> None:
     for label in config.labels:
         if label not in get_args(LabelMode):
             raise ConfigError("unknown choice", where="--label", expected=" or ".join(get_args(LabelMode)), got=label)
+    if config.judge and "math-verify" not in config.labels:
+        got = ", ".join(config.labels)
+        raise ConfigError("nothing to judge", where="--judge", expected="--label math-verify", got=got)
     filters = config.filters
     if filters.min_pass_rate > filters.max_pass_rate:
         got = f"{filters.min_pass_rate} to {filters.max_pass_rate}"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_offgrpo.data.grading import GradingPool
+from megatron_offgrpo.data.judge import Judge, judge_line, log_beside, model_of
 from megatron_offgrpo.errors import ConfigError, DataError
 from megatron_offgrpo.evaluation.grading import Solution, score
 from megatron_offgrpo.evaluation.json_lines import json_line
@@ -33,7 +34,15 @@ class _Malformed(Exception):
     """A line that cannot be graded, and why."""
 
 
-def grade_file(source: Path, output: Path, *, processes: int | None = None, seconds: float = 5.0) -> GradeCounts:
+def grade_file(
+    source: Path,
+    output: Path,
+    *,
+    processes: int | None = None,
+    seconds: float = 5.0,
+    judge_url: str | None = None,
+    judge_model: str | None = None,
+) -> GradeCounts:
     """Adds `strict`, `lenient`, `extracted` and `reason` to each line of `source`, in order, streaming.
 
     Lines that cannot be graded are listed in `OUTPUT.rejects.jsonl` with file, line and reason. The output is the same
@@ -48,6 +57,8 @@ def grade_file(source: Path, output: Path, *, processes: int | None = None, seco
     rejects = output.with_name(output.name + ".rejects.jsonl")
     temporary = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in (output, rejects)}
     counts = GradeCounts()
+    model = model_of(judge_url, judge_model)
+    judge = Judge(judge_url, model, log_beside(output)) if judge_url and model else None
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with (
@@ -71,7 +82,7 @@ def grade_file(source: Path, output: Path, *, processes: int | None = None, seco
                     pending.append(record)
                     yield solution
 
-            for scored in score(solutions(), pool):
+            for scored in score(solutions(), pool, judge):
                 record = pending.pop(0) | {
                     "strict": scored.strict,
                     "lenient": scored.lenient,
@@ -96,6 +107,8 @@ def grade_file(source: Path, output: Path, *, processes: int | None = None, seco
     finally:
         for path in temporary.values():
             path.unlink(missing_ok=True)
+    if judge is not None:
+        say(f"{judge_line(judge.counts)}; see {judge.log}")
     return counts
 
 
@@ -136,7 +149,7 @@ def _parse(line: bytes) -> tuple[dict[str, Any], Solution]:
         json.dumps(record, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError:
         raise _Malformed("a lone surrogate, which no UTF-8 file can hold") from None
-    return record, Solution(str(record["answer"]), record["text"], choices)
+    return record, Solution(str(record["answer"]), record["text"], choices, problem=record["problem"])
 
 
 def _no_constant(name: str) -> Any:

@@ -13,12 +13,13 @@ from typing import Literal
 
 from megatron_offgrpo.data.answers import THINK_END, final_part, last_box
 from megatron_offgrpo.data.grading import Grade, GradingPool
+from megatron_offgrpo.data.judge import Judge
 
 THINK_START = "<think>"
 CHUNK = 256
 Reason = Literal[
-    "equal", "different", "no_box", "unclosed_think", "no_answer", "empty_gold", "unreadable_gold", "timeout",
-    "out_of_memory", "crash",
+    "equal", "different", "no_box", "unclosed_think", "no_answer", "unreadable", "empty_gold", "unreadable_gold",
+    "timeout", "out_of_memory", "crash",
 ]  # fmt: skip
 # A letter alone, in brackets, in \text{}, or before its option's text: "B", "(B)", "\text{B}", "B. 12 cm", "B) 12 cm".
 _LETTER_IN_BOX = re.compile(r"^\s*(?:\\(?:text|textbf|mathrm|mathbf)\s*\{)?\s*\(?\s*([A-Z])\s*(?:[).:}]|$)")
@@ -39,6 +40,8 @@ class Solution:
     """Number of options of a multiple-choice question; 0 for an open one."""
     thinking: bool = False
     """The prompt ended inside `<think>`."""
+    problem: str = ""
+    """Read by a judge alone."""
 
 
 @dataclass(frozen=True)
@@ -57,20 +60,24 @@ class Scored:
     """Whether the part after the thinking has a box that is not blank."""
 
 
-def score(solutions: Iterable[Solution], pool: GradingPool) -> Iterator[Scored]:
-    """Scores in the order of the solutions, a chunk at a time."""
+def score(solutions: Iterable[Solution], pool: GradingPool, judge: Judge | None = None) -> Iterator[Scored]:
+    """Scores in the order of the solutions, a chunk at a time; `judge` is asked about what no rule reads."""
     source = iter(solutions)
     while chunk := list(islice(source, CHUNK)):
-        open_ones = iter(pool.grade([(one.gold, one.text) for one in chunk if not one.choices]))
+        open_ones = [one for one in chunk if not one.choices]
+        found = pool.grade((one.gold, one.text) for one in open_ones)
+        if judge is not None:
+            found = judge.settle([(one.problem, one.gold, one.text) for one in open_ones], found)
+        grades = iter(found)
         for one in chunk:
-            yield _scored(one, letter_grade(one) if one.choices else next(open_ones))
+            yield _scored(one, letter_grade(one) if one.choices else next(grades))
 
 
 def _scored(one: Solution, grade: Grade) -> Scored:
     unclosed = (one.thinking or THINK_START in one.text) and THINK_END not in one.text
     has_box = not unclosed and last_box(final_part(one.text)) is not None
     reason: str
-    if grade.status != "ok":
+    if grade.status not in ("ok", "judged"):
         reason = grade.status
     elif not grade.reward:
         reason = "different"

@@ -7,6 +7,7 @@ from typing import Any
 from megatron_offgrpo.artifacts import MANIFEST, Manifest, fingerprint_of, fingerprint_of_files
 from megatron_offgrpo.config_values import to_dict
 from megatron_offgrpo.data.grading import GradingPool
+from megatron_offgrpo.data.judge import model_of
 from megatron_offgrpo.errors import ConfigError, DataError
 from megatron_offgrpo.evaluation.benchmarks import Question, find_benchmark
 from megatron_offgrpo.evaluation.generation import (
@@ -63,6 +64,10 @@ class EvaluationConfig:
     grading_processes: int | None = None
     """None: one for each CPU."""
     grading_seconds: float = 5.0
+    judge: str | None = None
+    """`http://HOST:PORT/v1` of a server that is asked about answers which no rule reads; see `Judge`."""
+    judge_model: str | None = None
+    """Its model; None takes the only one there."""
     force: bool = False
     """Evaluate again although OUTPUT holds the same evaluation."""
 
@@ -97,6 +102,7 @@ def make_task(config: EvaluationConfig) -> Task:
         raise ConfigError("must be at least 1", where="samples", got=config.samples)
     if not (config.model / "config.json").is_file():
         raise DataError("no Hugging Face model here", where=str(config.model), expected="a folder with config.json")
+    config = replace(config, judge_model=model_of(config.judge, config.judge_model))
     backend = choose_backend(config.engine.backend)
     tokenizer = load_prompt_tokenizer(config.model, config.template)
     settings = SamplingSettings(
@@ -166,7 +172,9 @@ def _manifest(
     # Not the server's address: after a restart it may be another one.
     where = [backend, engine.precision, engine.server_model]
     what = [config.samples, config.seed, config.system, config.template, config.leave_out_unreadable]
-    meaning = [asdict(settings), what, where]
+    meaning: list[Any] = [asdict(settings), what, where]
+    if config.judge is not None:
+        meaning.append(config.judge_model)
     counts = {"problems": len(questions), "samples": len(questions) * config.samples}
     return Manifest("evaluation", fingerprint_of(inputs, meaning), inputs, counts, plain(to_dict(config)))
 

@@ -1,11 +1,14 @@
 """The evaluation from sampling to metrics, with a back end that answers by rule."""
 
+import importlib
 import json
 import shutil
 
 import pytest
 
 from megatron_offgrpo.cli.evaluation import evaluate_command, summary_lines
+from megatron_offgrpo.data.grading import Grade, GradingPool
+from megatron_offgrpo.data.judge import Judge
 from megatron_offgrpo.errors import ConfigError, DataError, GenerationError
 from megatron_offgrpo.evaluation import sampling
 from megatron_offgrpo.evaluation.evaluate import EvaluationConfig, correctness, evaluate, read_graded, summarise
@@ -14,6 +17,8 @@ from megatron_offgrpo.evaluation.generation import BackendConfig, Completion, se
 from megatron_offgrpo.evaluation.task import make_task
 from tests.unit.reporting.run_folder import write_small_store
 from tools.base_student import make_model, make_tokenizer
+
+evaluating = importlib.import_module("megatron_offgrpo.evaluation.evaluate")
 
 
 @pytest.fixture(scope="module")
@@ -280,3 +285,35 @@ def test_an_end_token_that_the_model_cannot_write_is_refused(model, benchmark_fi
     (larger / "generation_config.json").unlink()
     with pytest.raises(DataError, match=rf"end token of the tokenizer: token ids beyond .* got {size}; "):
         evaluate(config(larger, benchmark_file, tmp_path / "out"))
+
+
+def test_a_judge_settles_what_no_rule_reads(model, benchmark_file, tmp_path, monkeypatch, backend):
+    class Unsure(GradingPool):
+        """Its rules read no answer to the second problem."""
+
+        def grade(self, items):
+            pairs = list(items)
+            unsure = Grade(0, "unreadable", "two")
+            return [
+                unsure if gold == "4" else grade for (gold, _), grade in zip(pairs, super().grade(pairs), strict=True)
+            ]
+
+    class Yes(Judge):
+        def _reply(self, prompt):
+            assert "2+2?" in prompt
+            return "Verdict: EQUAL"
+
+    monkeypatch.setattr(evaluating, "GradingPool", Unsure)
+    monkeypatch.setattr(evaluating, "Judge", Yes)
+    plain = evaluate(config(model, benchmark_file, tmp_path / "out"))
+    assert (plain["accuracy"], plain["judge"]) == (0.25, None)
+    assert plain["statuses"]["unreadable"] == 2
+    judge = {"judge": "http://127.0.0.1:1/v1", "judge_model": "m"}
+    judged = evaluate(config(model, benchmark_file, tmp_path / "out", **judge))
+    assert (judged["accuracy"], judged["judge"]) == (0.75, {"equal": 2, "asked": 1})
+    assert any("2 answers that no rule reads, judged: equal 2" in line for line in summary_lines(judged))
+    assert {one["status"] for one in read_graded(tmp_path / "out")} == {"ok", "no_answer", "judged"}
+    assert (tmp_path / "out.judge.jsonl").read_text().count("\n") == 1
+    # Another judge is another evaluation.
+    other = evaluate(config(model, benchmark_file, tmp_path / "out", **{**judge, "judge_model": "n"}))
+    assert other["judge"] == {"equal": 2, "asked": 1}
