@@ -12,6 +12,10 @@ SelectMode = Literal["released", "balanced", "random"]
 FormName = Literal["auto", "groups", "solutions", "verl", "openr1", "sharegpt"]
 
 
+GradingSeconds = Annotated[float, Ge(1e-3)]
+"""CPU seconds for one solution."""
+
+
 @dataclass(frozen=True)
 class FilterConfig(Ranged, section="--"):
     """What is left out although it can be used; by default nothing. All of it is listed in `removed.jsonl`."""
@@ -76,7 +80,7 @@ class PrepareConfig(Ranged, section="--"):
     """Share of the groups set apart from training; near-duplicates stay on one side."""
     seed: Seed = 0
     """Of the random selection, the validation split and the all-positive groups left out."""
-    grading_timeout_seconds: Annotated[float, Ge(1e-3)] = 5.0
+    grading_timeout_seconds: GradingSeconds = 5.0
     """CPU seconds for one solution."""
     judge: str | None = None
     """`http://HOST:PORT/v1` of an OpenAI-compatible server that is asked about answers which no rule reads; its replies

@@ -57,7 +57,8 @@ class Ranged:
             where = (
                 f"--{name.replace('_', '-')}" if self.section == "--" else ".".join(filter(None, (self.section, name)))
             )
-            raise ConfigError("out of range", where=where, expected=described(kind, bounds), got=repr(value))
+            what = "not a choice" if get_origin(kind) is Literal else "out of range"
+            raise ConfigError(what, where=where, expected=described(kind, bounds), got=repr(value))
 
 
 def constraints(config: type) -> Iterator[tuple[str, Any, tuple[Bound, ...]]]:

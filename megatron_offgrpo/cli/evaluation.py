@@ -205,7 +205,7 @@ def grade(
     input: Annotated[Path, typer.Option("--input", help="JSON lines: group_id, sample_id, problem, answer, text.")],
     output: Annotated[Path, typer.Option("--output", help="The same lines with strict, lenient, extracted, reason.")],
     processes: Annotated[int | None, typer.Option("--processes", min=1, help="One for each CPU.")] = None,
-    seconds: Annotated[float, typer.Option("--seconds", help="CPU seconds that one solution may take.")] = 5.0,
+    seconds: Annotated[float, typer.Option("--seconds", min=0.001, help="CPU seconds for one solution.")] = 5.0,
     judge: JudgeUrl = None,
     judge_model: JudgeModel = None,
 ) -> None:

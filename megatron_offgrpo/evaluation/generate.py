@@ -40,12 +40,13 @@ from megatron_offgrpo.evaluation.sample_log import SampleLogs, Shard, remove_par
 from megatron_offgrpo.evaluation.sampling import LazyBackend, SamplingRun, draw_samples
 from megatron_offgrpo.evaluation.task import model_fingerprint, plain
 from megatron_offgrpo.progress import say
+from megatron_offgrpo.ranges import Count, NonNegative, Ranged, Seed, Share
 
 GROUPS = "groups.jsonl"
 
 
 @dataclass(frozen=True)
-class GenerateConfig:
+class GenerateConfig(Ranged):
     """K solutions of each problem of a file."""
 
     model: Path
@@ -53,12 +54,12 @@ class GenerateConfig:
     problems: Path | str
     """File of problems with answers, or a benchmark's name; see `find_benchmark`."""
     output: Path
-    samples: int = 8
+    samples: Count = 8
     """K."""
-    temperature: float = 1.0
-    top_p: float = 1.0
-    max_tokens: int = 32768
-    seed: int = 0
+    temperature: NonNegative = 1.0
+    top_p: Share = 1.0
+    max_tokens: Count = 32768
+    seed: Seed = 0
     system: str | None = None
     """System message of the chat template; None sends none."""
     data_dir: Path | None = None
@@ -79,8 +80,6 @@ def generate(config: GenerateConfig, shard: Shard | None = None) -> dict[str, An
         ConfigError, DataError: a setting, the model folder or the problems are wrong, or OUTPUT is something else.
         GenerationError: the back end failed; what it had finished is taken up by the next call.
     """
-    if config.samples < 1:
-        raise ConfigError("must be at least 1", where="samples", got=config.samples)
     engine = config.backend or BackendConfig(config.model)
     backend = choose_backend(engine.backend)
     tokenizer = load_prompt_tokenizer(config.model, "chat")

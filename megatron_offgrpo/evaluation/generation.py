@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 from transformers import GenerationConfig
 
 from megatron_offgrpo.errors import ConfigError
+from megatron_offgrpo.ranges import Count, Positive, Ranged
 
 BackendName = Literal["vllm", "hf", "server"]
 Precision = Literal["auto", "fp32", "bf16"]
@@ -114,7 +115,7 @@ def choose_backend(wanted: Literal["auto", "vllm", "hf", "server"]) -> BackendNa
 
 
 @dataclass(frozen=True)
-class BackendConfig:
+class BackendConfig(Ranged):
     """Where and how the model runs."""
 
     model: Path
@@ -122,14 +123,14 @@ class BackendConfig:
     backend: Literal["auto", "vllm", "hf", "server"] = "auto"
     precision: Precision = "auto"
     """auto: fp32 without a GPU, bf16 on one. A server has its own."""
-    tensor_parallel: int = 1
+    tensor_parallel: Count = 1
     server_url: str | None = None
     """`http://HOST:PORT/v1` of an OpenAI-compatible server."""
     server_model: str | None = None
     """The model's name on the server; None takes the only one it serves."""
-    concurrency: int = 64
+    concurrency: Count = 64
     """Requests that a server is sent at a time."""
-    timeout_seconds: float = 3600.0
+    timeout_seconds: Positive = 3600.0
     """Longest wait for one completion of a server."""
 
 

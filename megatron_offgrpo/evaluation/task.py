@@ -8,7 +8,8 @@ from megatron_offgrpo.artifacts import MANIFEST, Manifest, fingerprint_of, finge
 from megatron_offgrpo.config_values import to_dict
 from megatron_offgrpo.data.grading import GradingPool
 from megatron_offgrpo.data.judge import model_of
-from megatron_offgrpo.errors import ConfigError, DataError
+from megatron_offgrpo.data_config import GradingSeconds
+from megatron_offgrpo.errors import DataError
 from megatron_offgrpo.evaluation.benchmarks import Question, find_benchmark
 from megatron_offgrpo.evaluation.generation import (
     HF_BATCH,
@@ -27,6 +28,7 @@ from megatron_offgrpo.evaluation.prompts import (
 )
 from megatron_offgrpo.evaluation.sampling import SamplingRun
 from megatron_offgrpo.progress import say
+from megatron_offgrpo.ranges import Count, NonNegative, Ranged, Seed, Share
 
 MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.bin")
 PRESETS: dict[str, dict[str, Any]] = {
@@ -36,7 +38,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class EvaluationConfig:
+class EvaluationConfig(Ranged):
     """One model on one benchmark."""
 
     model: Path
@@ -44,12 +46,12 @@ class EvaluationConfig:
     benchmark: Path | str
     """Name of a benchmark, or file of `problem`, `answer`, optional `id` records; see `find_benchmark`."""
     output: Path
-    samples: int = 4
+    samples: Count = 4
     """Samples per problem (k of avg@k)."""
-    temperature: float = 0.6
-    top_p: float = 0.95
-    max_tokens: int = 32768
-    seed: int = 0
+    temperature: NonNegative = 0.6
+    top_p: Share = 0.95
+    max_tokens: Count = 32768
+    seed: Seed = 0
     system: str | None = None
     """System message of the chat template; None sends none."""
     template: TemplateName = "chat"
@@ -61,9 +63,9 @@ class EvaluationConfig:
     """Training store whose problems are compared with those of the benchmark; the overlap is kept with the figures."""
     backend: BackendConfig | None = None
     """None: vLLM where it is installed, else Hugging Face, with the model above."""
-    grading_processes: int | None = None
+    grading_processes: Count | None = None
     """None: one for each CPU."""
-    grading_seconds: float = 5.0
+    grading_seconds: GradingSeconds = 5.0
     judge: str | None = None
     """`http://HOST:PORT/v1` of a server that is asked about answers which no rule reads; see `Judge`."""
     judge_model: str | None = None
@@ -98,8 +100,6 @@ def make_task(config: EvaluationConfig) -> Task:
     Raises:
         ConfigError, DataError: a setting, the model folder or the benchmark is wrong.
     """
-    if config.samples < 1:
-        raise ConfigError("must be at least 1", where="samples", got=config.samples)
     if not (config.model / "config.json").is_file():
         raise DataError("no Hugging Face model here", where=str(config.model), expected="a folder with config.json")
     config = replace(config, judge_model=model_of(config.judge, config.judge_model))
