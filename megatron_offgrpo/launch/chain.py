@@ -63,7 +63,8 @@ def chain_of(recipe: str, overrides: Sequence[str], run: RunConfig, options: Cha
         ConfigError: a path that a step needs is empty, or `options.steps` names an unknown step.
     """
     paths = run.paths
-    for name in ("hf_model", "store", "megatron", "plan", "output"):
+    reads_reference = needs_reference(run.objective)
+    for name in ("hf_model", "store", "megatron", "plan", *(("reference",) if reads_reference else ()), "output"):
         if not getattr(paths, name):
             raise ConfigError("this path is empty", where=f"paths.{name}", remedy=f"--set paths.{name}=FOLDER")
     root = Path(paths.output).parent
@@ -77,7 +78,7 @@ def chain_of(recipe: str, overrides: Sequence[str], run: RunConfig, options: Cha
         Step("plan", "run", ("plan", *recipe_arguments), after_prepare),
     ]
     before_train: tuple[str, ...] = ("convert", "plan")
-    if needs_reference(run.objective):
+    if reads_reference:
         steps.append(Step("reference", "reference", ("reference", *recipe_arguments), before_train))
         before_train = ("reference",)
     checkpoints = str(Path(paths.output) / "checkpoints")

@@ -19,6 +19,7 @@ from checkpoints_conversion.megatron_lm_args import args_of
 from megatron_offgrpo.artifacts import Manifest
 from megatron_offgrpo.config import CheckpointFormat
 from megatron_offgrpo.errors import CheckpointError
+from megatron_offgrpo.model.hf_config import ARCHITECTURE, architecture_differences
 from megatron_offgrpo.training.student import Student
 
 _SHARDING_TYPE = {"sharded": "dp_reshardable", "reshardable": "fully_reshardable"}
@@ -147,11 +148,20 @@ def format_of(manifest: Manifest) -> CheckpointFormat:
 
 
 def require_loadable(student: Student, manifest: Manifest, checkpoint: Path, command: str) -> None:
-    """Refuses a sharded checkpoint that another layout wrote.
+    """Refuses a checkpoint of another architecture, and a sharded one that another layout wrote.
 
     Raises:
-        CheckpointError: it says which layout wrote it, which is asked for, and the command that makes it reshardable.
+        CheckpointError: it lists the fields that differ; or says which layout wrote it, which is asked for, and the
+            command that makes it reshardable.
     """
+    recorded = manifest.counts.get(ARCHITECTURE)
+    differing = architecture_differences(student.architecture, recorded) if recorded is not None else []
+    if differing:
+        raise CheckpointError(
+            "config.json is not that of this checkpoint (config.json and checkpoint: " + "; ".join(differing) + ")",
+            where=str(checkpoint),
+            remedy="put the model's own config.json back, or choose another --set paths.output=FOLDER",
+        )
     if format_of(manifest) == "reshardable":
         return
     written, wanted = manifest.counts["layout"], layout_of(student)

@@ -58,7 +58,7 @@ def open_inputs(run: RunConfig) -> Inputs:
     architecture = open_architecture(run, store, weights)
     reference = None
     if needs_reference(run.objective):
-        wanted = inputs_of(store, weights.fingerprint, run.model.precision)
+        wanted = inputs_of(store, weights.fingerprint, run.model.precision, architecture)
         reference = open_reference(run.paths.reference, store, wanted, remedy=run.command("reference"))
     validation = validation_plan(store, run.plan, run.objective) if run.validation.every_steps else None
     fingerprints = {

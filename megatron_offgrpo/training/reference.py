@@ -38,7 +38,7 @@ def compute_reference(run: RunConfig, place: Placement, *, force: bool = False) 
     store = TrajectoryStore.open(run.paths.store)
     checkpoint, manifest = require_latest(run.paths.megatron)
     architecture = open_architecture(run, store, manifest)
-    inputs = inputs_of(store, manifest.fingerprint, run.model.precision)
+    inputs = inputs_of(store, manifest.fingerprint, run.model.precision, architecture)
     if not force and _is_current(Path(run.paths.reference), inputs):
         if place.is_writer:
             say(f"reference: {run.paths.reference} is up to date")

@@ -17,14 +17,17 @@ from megatron_offgrpo.cli import training as cli
 from megatron_offgrpo.config import LayoutConfig, with_values
 from megatron_offgrpo.data.store import TrajectoryStore
 from megatron_offgrpo.errors import CheckpointError, ConfigError, DataError, TrainingError
+from megatron_offgrpo.model.hf_config import read_architecture
 from megatron_offgrpo.objective import surrogates
 from megatron_offgrpo.parallel import runtime
 from megatron_offgrpo.planning.plan import build_plan
 from megatron_offgrpo.planning.plan_files import load_plan, save_plan
 from megatron_offgrpo.training import loop, reference
+from megatron_offgrpo.training.checkpoint import load_all
 from megatron_offgrpo.training.checkpoint_folder import latest
 from megatron_offgrpo.training.run_folder import read_metrics
 from megatron_offgrpo.training.signals import StopRequest
+from megatron_offgrpo.training.student import build_student
 from tests.distributed.toy import VOCAB_SIZE, in_folder, toy_run, write_hf_model, write_inputs, write_toy_store
 
 NUM_STEPS = 4
@@ -227,6 +230,21 @@ def test_a_config_that_is_not_the_checkpoints_is_refused(run, prepared, place, t
     for start in (loop.train, reference.compute_reference):
         with pytest.raises(ConfigError, match=r"config\.json: .*\(.*rms_norm_eps: 0\.0001 and 1e-06\).*--overwrite"):
             start(other, place)
+
+
+def test_the_same_weights_with_another_config_are_another_reference_and_another_run(run, prepared, place, tmp_path):
+    hf = shutil.copytree(prepared / "hf", tmp_path / "hf")
+    config = json.loads((hf / "config.json").read_text())
+    (hf / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-4}))
+    hf_to_megatron(hf, tmp_path / "megatron")
+    other = replace(run, paths=replace(run.paths, hf_model=str(hf), megatron=str(tmp_path / "megatron")))
+    with pytest.raises(DataError, match="this reference was made from another architecture"):
+        loop.open_inputs(other)
+    without_kl = with_values(run, objective={"beta": 0.0})
+    assert loop.train(without_kl, place) is True
+    student = build_student(read_architecture(hf), without_kl)
+    with pytest.raises(CheckpointError, match=r"config\.json is not that .*rms_norm_eps: 0\.0001 and 1e-06"):
+        load_all(student, latest(Path(run.paths.output) / "checkpoints"))
 
 
 def test_a_trained_checkpoint_records_its_architecture(prepared, tmp_path):

@@ -67,6 +67,10 @@ def test_mistakes():
     run = quickstart()
     with pytest.raises(ConfigError, match=r"paths\.megatron: this path is empty"):
         steps_of(replace(run, paths=replace(run.paths, megatron="")))
+    without = replace(run, paths=replace(run.paths, reference=""))
+    with pytest.raises(ConfigError, match=r"paths\.reference: this path is empty"):
+        steps_of(without)
+    assert "reference" not in needs(steps_of(replace(without, objective=objectives.sft())))
     with pytest.raises(ConfigError, match=r"--gpus-per-node: torchrun needs a number"):
         LaunchSettings("torchrun", "/h", "/w", "python")
     with pytest.raises(ConfigError, match=r"--nodes: one machine only"):
