@@ -4,6 +4,7 @@ import fcntl
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -19,9 +20,11 @@ from checkpoints_conversion.megatron_reader import MegatronWeights, iteration_fo
 from checkpoints_conversion.megatron_writer import RELEASE, TRACKER, TorchDistWriter, extra_state_keys
 from checkpoints_conversion.ops import Same
 from checkpoints_conversion.planning import ConversionPlan, Layout, Move, layout_of, plan
+from checkpoints_conversion.recorded import require_recorded
 from checkpoints_conversion.streaming import Job, memory_of, row_blocks, run_all
 from megatron_offgrpo.artifacts import Manifest, atomic_folder, write_manifest
 from megatron_offgrpo.errors import CheckpointError, ConfigError
+from megatron_offgrpo.model.hf_config import ARCHITECTURE
 from megatron_offgrpo.progress import progress, say
 
 HF_TO_MEGATRON = "hf-to-megatron"
@@ -55,8 +58,8 @@ def hf_to_megatron(hf_dir: Path, megatron_dir: Path, *, dtype: str | None = None
         CheckpointError | ConfigError: see `plan`; or the target exists.
     """
     target_dtype = parse_dtype(dtype)
-    ready = plan(Path(hf_dir))
-    _check_copies(ready)
+    ready = plan(Path(hf_dir), one_dtype=target_dtype is not None)
+    _check_copies(ready, target_dtype)
     megatron_dir = Path(megatron_dir)
     tracker = megatron_dir / TRACKER
     if tracker.exists() and tracker.read_text(encoding="utf-8").strip() != RELEASE:
@@ -92,7 +95,11 @@ def hf_to_megatron(hf_dir: Path, megatron_dir: Path, *, dtype: str | None = None
             kind="checkpoint",
             fingerprint=fingerprint.result(),
             inputs={"hf": source, **_tokenizer_input(Path(hf_dir))},
-            counts={**_counts(ready.layout), "file_bytes": file_sizes(folder)},
+            counts={
+                **_counts(ready.layout),
+                ARCHITECTURE: asdict(ready.layout.architecture),
+                "file_bytes": file_sizes(folder),
+            },
             config={"direction": HF_TO_MEGATRON, "family": ready.layout.family.name, "dtype": dtype},
         )
         write_manifest(folder, manifest)
@@ -128,6 +135,7 @@ def megatron_to_hf(
     layout = layout_of(Path(hf_template_dir))
     weights = MegatronWeights(iteration_folder(Path(megatron_dir), iteration))
     prefixes = check_checkpoint(layout, weights, masters=dtype == "fp32")
+    require_recorded(layout.architecture, weights, str(hf_template_dir))
     masters = any(prefixes.values())
     if dtype == "fp32" and not masters:
         say("this checkpoint holds no fp32 master weights: the model's own weights are exported as fp32")
@@ -204,9 +212,11 @@ def check_checkpoint(layout: Layout, weights: MegatronWeights, *, masters: bool)
     return prefixes
 
 
-def _check_copies(ready: ConversionPlan) -> None:
+def _check_copies(ready: ConversionPlan, dtype: torch.dtype | None) -> None:
     for copy, original in ready.tied_copies:
-        a, b = ready.source.load(copy), ready.source.load(original)
+        a, b = (ready.source.load(name) for name in (copy, original))
+        if dtype is not None:
+            a, b = a.to(dtype), b.to(dtype)
         if a.dtype != b.dtype or bytes_of(a) != bytes_of(b):
             raise CheckpointError(
                 f"config.json ties the embeddings, but {copy} differs from {original}",

@@ -22,11 +22,12 @@ Iteration = Annotated[int | None, typer.Option("--iteration", help="Which one; b
 
 
 @app.command("plan")
-def plan_command(hf: Hf) -> None:
+def plan_command(hf: Hf, dtype: Dtype = None) -> None:
     """Says what a conversion would move, or why it cannot; writes nothing."""
+    from checkpoints_conversion.apply import parse_dtype
     from checkpoints_conversion.planning import plan
 
-    typer.echo(plan(hf).describe())
+    typer.echo(plan(hf, one_dtype=parse_dtype(dtype) is not None).describe())
 
 
 @app.command("hf-to-megatron")

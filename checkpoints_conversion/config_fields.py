@@ -68,12 +68,35 @@ ROPE_TYPES: dict[str, frozenset[str]] = {
 HARMLESS = frozenset(
     {
         # Where the weights come from and how they are stored.
-        *("_name_or_path", "name_or_path", "transformers_version", "_commit_hash", "dtype", "torch_dtype"),
+        *("_name_or_path", "name_or_path", "_model_name_or_path", "model_name_or_path", "base_model_name_or_path"),
+        *(
+            "transformers_version",
+            "transformers.js_config",
+            "_from_model_config",
+            "_commit_hash",
+            "dtype",
+            "torch_dtype",
+        ),
         *("unsloth_fixed", "unsloth_version", "_attn_implementation_autoset", "_attn_implementation"),
         *("experts_implementation", "_experts_implementation", "attn_implementation"),
         # What generation and pipelines use.
         *("use_cache", "bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "decoder_start_token_id"),
-        *("tokenizer_class", "prefix", "task_specific_params", "problem_type", "finetuning_task"),
+        *("unk_token_id", "cls_token_id", "mask_token_id", "pad_token", "bos_token", "eos_token", "unk_token"),
+        *(
+            "max_sequence_length",
+            "model_max_length",
+            "padding_side",
+            "tokenizer_padding_side",
+            "tokenizer_model_max_length",
+        ),
+        *(
+            "cache_implementation",
+            "tokenizer_class",
+            "prefix",
+            "task_specific_params",
+            "problem_type",
+            "finetuning_task",
+        ),
         *("id2label", "label2id", "num_labels", "output_hidden_states", "output_attentions", "return_dict"),
         *("output_router_logits", "torchscript", "use_bfloat16", "tf_legacy_loss", "tie_last_hidden_states"),
         *("temperature", "top_k", "top_p", "typical_p", "max_length", "min_length", "do_sample", "early_stopping"),

@@ -1,15 +1,17 @@
 """Fingerprint of a model's weights, and how far two models differ."""
 
 import hashlib
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from checkpoints_conversion.files import bytes_of
-from checkpoints_conversion.hf_reader import HfWeights
+from checkpoints_conversion.planning import plan
 from megatron_offgrpo.artifacts import fingerprint_of
 from megatron_offgrpo.errors import CheckpointError
+from megatron_offgrpo.model.hf_config import architecture_differences
 from megatron_offgrpo.progress import progress
 
 
@@ -39,21 +41,20 @@ def changed_weights(hf_a: Path, hf_b: Path) -> float:
     """Share of the weights whose bf16 bits differ between two Hugging Face folders, read one tensor at a time.
 
     Raises:
-        CheckpointError: the folders do not hold the same tensors.
+        CheckpointError | ConfigError: the folders hold no models, or models of two architectures.
     """
-    a, b = HfWeights(Path(hf_a)), HfWeights(Path(hf_b))
-    shapes_a = {name: stored.shape for name, stored in a.tensors.items()}
-    shapes_b = {name: stored.shape for name, stored in b.tensors.items()}
-    if shapes_a != shapes_b:
-        names = sorted(name for name in shapes_a.keys() | shapes_b.keys() if shapes_a.get(name) != shapes_b.get(name))
+    a, b = (plan(Path(folder), one_dtype=True) for folder in (hf_a, hf_b))
+    differing = architecture_differences(a.layout.architecture, asdict(b.layout.architecture))
+    if differing:
         raise CheckpointError(
-            "the two models do not hold the same tensors", where=f"{hf_a} and {hf_b}", got=", ".join(names[:10])
+            "the two models have different architectures:\n  " + "\n  ".join(differing) + "\n",
+            where=f"{hf_a} and {hf_b}",
         )
     changed = total = 0
-    with progress("comparing weights (MB)", sum(s.num_bytes for s in a.tensors.values()) / 1e6) as advance:
-        for name, stored in a.tensors.items():
-            bits_a, bits_b = (w.load(name).to(torch.bfloat16).view(torch.int16) for w in (a, b))
+    with progress("comparing weights (MB)", a.total_bytes / 1e6) as advance:
+        for name in a.layout.hf_shapes():
+            bits_a, bits_b = (w.source.load(name).to(torch.bfloat16).view(torch.int16) for w in (a, b))
             changed += int((bits_a != bits_b).sum())
             total += bits_a.numel()
-            advance(stored.num_bytes / 1e6)
+            advance(a.source.tensors[name].num_bytes / 1e6)
     return changed / max(total, 1)

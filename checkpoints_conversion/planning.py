@@ -11,7 +11,7 @@ import torch
 
 from checkpoints_conversion.config_fields import check_fields
 from checkpoints_conversion.families import dims_of, family_of
-from checkpoints_conversion.hf_reader import HfWeights
+from checkpoints_conversion.hf_reader import DTYPES, HfWeights
 from checkpoints_conversion.ops import Dims, Op, Shape, VocabRows
 from checkpoints_conversion.tables.rows import Family, Row
 from checkpoints_conversion.unsupported import REASONS
@@ -178,37 +178,53 @@ def _moves(row: Row, dims: Dims, layer: int | None) -> Iterator[Move]:
         yield Move(region, tuple(name.format(**values) for name in op.names), op.hf_shapes(dims), op)
 
 
-def plan(hf_dir: Path) -> ConversionPlan:
+def plan(hf_dir: Path, *, one_dtype: bool = False) -> ConversionPlan:
     """Checks a Hugging Face folder against its family's table: every tensor used once, every target made once.
 
+    Args:
+        one_dtype: all weights are going to have one dtype, so that those of a Megatron tensor may come in several.
+
     Raises:
-        CheckpointError: one error that lists all missing, unexpected, duplicated and wrongly shaped tensors.
+        CheckpointError: one error that lists all missing, unexpected, duplicated and wrongly shaped tensors, and those
+            of a dtype that is not converted.
     """
     layout = layout_of(Path(hf_dir))
     source = HfWeights(Path(hf_dir))
     _check_targets(layout)
     expected = layout.hf_shapes()
-    problems = list(source.problems)
     ignorable = {name.format(layer=layer) for name in layout.family.ignored for layer in range(layout.dims.layers)}
     tied = {"lm_head.weight": "model.embed_tokens.weight"} if layout.architecture.tied_embeddings else {}
+    others = {name: dtype for name, dtype in source.other_dtypes.items() if name in expected or name in tied}
+    extra = [name for name in (*source.tensors, *source.other_dtypes) if name not in expected]
+    mixed = [] if one_dtype else _mixed_dtypes(layout, source)
+    misfits = list(source.problems)
     for name, shape in expected.items():
-        if name not in source.tensors:
-            problems.append(f"missing {name}, shape {list(shape)}")
-        elif source.tensors[name].shape != shape:
-            problems.append(f"wrong shape of {name}: expected {list(shape)}, got {list(source.tensors[name].shape)}")
-    extra = [name for name in source.tensors if name not in expected]
-    problems += [f"unexpected {name}" for name in extra if name not in ignorable and name not in tied]
-    problems += _mixed_dtypes(layout, source)
+        if name not in source.tensors and name not in others:
+            misfits.append(f"missing {name}, shape {list(shape)}")
+        elif name in source.tensors and source.tensors[name].shape != shape:
+            misfits.append(f"wrong shape of {name}: expected {list(shape)}, got {list(source.tensors[name].shape)}")
+    misfits += [f"unexpected {name}" for name in extra if name not in ignorable and name not in tied]
+    problems = [*misfits, *(_unsupported(name, dtype) for name, dtype in others.items()), *mixed]
     if problems:
+        remedies = {
+            "check that config.json belongs to these weights": misfits,
+            "save the model in bf16, fp16 or fp32, or take such a release of it": others,
+            "--dtype bf16 (or fp16, fp32) converts all weights to one dtype": mixed,
+        }
         raise CheckpointError(
             f"{len(problems)} tensors do not fit a {layout.family.name} model:\n  "
             + "\n  ".join(sorted(problems))
             + "\n",
             where=str(hf_dir),
-            remedy="check that config.json belongs to these weights; nothing has been written",
+            remedy="; ".join([*(text for text, found in remedies.items() if found), "nothing has been written"]),
         )
     copies = tuple((name, tied[name]) for name in extra if name in tied)
     return ConversionPlan(layout, source, tuple(name for name in extra if name in ignorable), copies)
+
+
+def _unsupported(name: str, dtype: str) -> str:
+    kind = "fp8 weights are not converted" if dtype.startswith("F8_") else "this dtype is not converted"
+    return f"dtype of {name} is {dtype}: {kind}, expected one of {', '.join(DTYPES)}"
 
 
 def _mixed_dtypes(layout: Layout, source: HfWeights) -> list[str]:

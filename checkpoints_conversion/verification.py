@@ -11,6 +11,7 @@ from checkpoints_conversion.files import bytes_of
 from checkpoints_conversion.logits import build_and_load, logits_of, run_stage
 from checkpoints_conversion.megatron_reader import MegatronWeights, iteration_folder
 from checkpoints_conversion.planning import ConversionPlan, plan
+from checkpoints_conversion.recorded import recorded_differences
 from megatron_offgrpo.config import LayoutConfig
 from megatron_offgrpo.progress import progress, say
 
@@ -28,17 +29,27 @@ class Verification:
     """None where the logits were not compared."""
     layer_differences: tuple[float, ...] = ()
     """Largest absolute difference of the hidden states after each layer but the last."""
+    differing_fields: tuple[str, ...] | None = ()
+    """Of the architecture, config.json's value first; None where the checkpoint records none."""
 
     @property
     def ok(self) -> bool:
-        """Every tensor equal to the bit, and the logits within the tolerance."""
-        return not self.differing_tensors and (self.max_logit_difference or 0.0) <= TOLERANCE
+        """The same architecture, every tensor equal to the bit, and the logits within the tolerance."""
+        same = not self.differing_tensors and not self.differing_fields
+        return same and (self.max_logit_difference or 0.0) <= TOLERANCE
 
     def describe(self) -> str:
         """A few lines for a person."""
         equal = self.num_tensors - len(self.differing_tensors)
         lines = [f"{equal} of {self.num_tensors} tensors equal to the bit"]
         lines += [f"  differs: {line}" for line in self.differing_tensors]
+        if self.differing_fields is None:
+            lines.append("architecture: the checkpoint records none, not compared")
+        elif self.differing_fields:
+            lines.append(f"architecture: {len(self.differing_fields)} fields differ (config.json and checkpoint)")
+            lines += [f"  differs: {line}" for line in self.differing_fields]
+        else:
+            lines.append("architecture equal")
         if self.max_logit_difference is not None:
             lines.append(f"logits in fp32: max |difference| {self.max_logit_difference:.2e} (limit {TOLERANCE:.0e})")
             if self.max_logit_difference > TOLERANCE:
@@ -65,21 +76,23 @@ def verify(
     Raises:
         CheckpointError | ConfigError: one of the two is incomplete or does not fit the other's shapes.
     """
-    ready = plan(Path(hf_dir))
+    ready = plan(Path(hf_dir), one_dtype=True)
     folder = iteration_folder(Path(megatron_dir), iteration)
     weights = MegatronWeights(folder)
     check_checkpoint(ready.layout, weights, masters=False)
     differing = _compare_weights(ready, weights)
     names = len(ready.layout.hf_shapes())
+    recorded = recorded_differences(ready.layout.architecture, weights)
+    fields = None if recorded is None else tuple(recorded)
     if not compare_logits:
-        return Verification(names, differing, None)
+        return Verification(names, differing, None, differing_fields=fields)
     ids_T = _ids(ready, prompt, seed)
     say("logits of the Hugging Face model (fp32)")
     theirs, their_layers = _hf_logits(Path(hf_dir), ids_T)
     say("logits of the Megatron model (fp32)")
     ours, our_layers = _megatron_logits(ready, folder, ids_T)
     layers = tuple(float((a - b).abs().max()) for a, b in zip(our_layers, their_layers, strict=True))
-    return Verification(names, differing, float((ours - theirs).abs().max()), layers)
+    return Verification(names, differing, float((ours - theirs).abs().max()), layers, fields)
 
 
 def _compare_weights(ready: ConversionPlan, weights: MegatronWeights) -> tuple[str, ...]:

@@ -6,14 +6,19 @@ another with `dataclasses.replace`. Nothing stands between the recipe and the ru
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Lt
 
 from megatron_offgrpo.errors import ConfigError
+from megatron_offgrpo.ranges import Count, Natural, NonNegative, Positive, Ranged, Seed
 
 WeightMode = Literal["constant", "token", "sequence", "group"]
 AllPositiveRule = Literal["set", "add", "none"]
 CheckpointFormat = Literal["sharded", "reshardable"]
+Decay = Annotated[float, Ge(0), Lt(1)]
+"""Of a running mean."""
 FP8_MULTIPLE = 16
 """What fp8 products want both sides of a matrix to be a multiple of."""
 
@@ -37,35 +42,35 @@ class PathsConfig:
 
 
 @dataclass(frozen=True)
-class PlanConfig:
+class PlanConfig(Ranged, section="plan"):
     """Which trajectories form which pack in which step. Independent of the number of GPUs."""
 
-    epochs: int = 1
-    groups_per_step: int = 32
+    epochs: Count = 1
+    groups_per_step: Count = 32
     """Trajectory groups (problems) in one optimizer step; the last step of an epoch takes what remains."""
-    trajectories_per_group: int | None = 8
+    trajectories_per_group: Count | None = 8
     """K. A longer group is cut to its first K; None takes each group as it is."""
     short_groups: Literal["keep", "cycle"] = "keep"
     """A group with fewer than K: `keep` it short, or `cycle` its trajectories up to K."""
     drop_silent_groups: bool = False
     """Leave out groups whose advantages, KL and entropy terms all vanish; refused where a KL or entropy term exists."""
-    max_pack_tokens: int = 32768
+    max_pack_tokens: Count = 32768
     """T, the most tokens in a pack (one micro-batch of one data-parallel rank)."""
-    pack_multiple: int = 64
+    pack_multiple: Count = 64
     """Packs are padded to a multiple of this; must be divisible by tp (sequence parallelism) and 2*cp."""
-    equal_parts: int = 16
+    equal_parts: Count = 16
     """A step of this many packs or more is packed in so many parts of nearly equal tokens and equally many packs, so
     that data-parallel ranks whose number divides it get equal work; 1 makes the fewest packs."""
     share_prompts: Literal["auto", "never", "always"] = "auto"
     """Store and compute a group's prompt once in each pack that has members of it; each response attends to it and to
     itself. `auto`: where that can save 5 % of the tokens or more."""
-    seed: int = 0
+    seed: Seed = 0
     """Order of the groups; epoch e is shuffled with (seed, e)."""
     shuffle: bool = True
 
 
 @dataclass(frozen=True)
-class ObjectiveConfig:
+class ObjectiveConfig(Ranged, section="objective"):
     """loss = sum_t w_t surrogate(logp_t, mu_t, A_i) + v_t (beta kl(logp_t, ref_t) - c H_t); see docs/objective.md."""
 
     advantage: Callable[..., Any]
@@ -76,35 +81,35 @@ class ObjectiveConfig:
     """(logp, ref) -> estimate of KL(pi || ref) per token; one of megatron_offgrpo.objective.divergences."""
     all_positive: AllPositiveRule = "set"
     """Groups in which every reward is 1: `set` makes A = b, `add` makes A + b, `none` leaves A."""
-    all_positive_bias: float = 0.1
+    all_positive_bias: NonNegative = 0.1
     """b."""
-    beta: float = 0.2
+    beta: NonNegative = 0.2
     """Weight of the KL term; with 0 no reference is needed."""
-    entropy_coefficient: float = 0.001
+    entropy_coefficient: NonNegative = 0.001
     """c, the weight of the entropy bonus."""
     weight: WeightMode = "constant"
     """w_t: constant 1/(B L_max), token 1/(tokens in step), sequence 1/(B |o_i|), group 1/(groups * its tokens)."""
     kl_weight: WeightMode | None = None
     """v_t, the weight of the KL and entropy terms; None: as `weight`."""
-    max_response_tokens: int = 31744
+    max_response_tokens: Count = 31744
     """L_max of the `constant` mode."""
     mask_truncated: bool = False
     """Give the tokens of responses cut at the maximum length (no EOS) weight 0."""
 
 
 @dataclass(frozen=True)
-class OptimizerConfig:
+class OptimizerConfig(Ranged, section="optimizer"):
     """AdamW on fp32 master weights, sharded over data-parallel ranks."""
 
-    lr: float = 1e-7
-    min_lr: float = 0.0
+    lr: NonNegative = 1e-7
+    min_lr: NonNegative = 0.0
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    warmup_steps: int = 0
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
-    weight_decay: float = 0.01
-    clip_grad: float = 1.0
+    warmup_steps: Natural = 0
+    beta1: Decay = 0.9
+    beta2: Decay = 0.999
+    eps: Positive = 1e-8
+    weight_decay: NonNegative = 0.01
+    clip_grad: NonNegative = 1.0
     """Maximum global gradient norm; 0 does not clip."""
     cpu_offload: bool = False
     """Keep master weights and moments in the CPU's memory and update there (Megatron's HybridDeviceOptimizer): a GPU
@@ -112,17 +117,17 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True)
-class LayoutConfig:
+class LayoutConfig(Ranged, section="layout"):
     """How the model lies on the processes; data parallelism takes the rest of them."""
 
-    tp: int = 1
-    pp: int = 1
-    vpp: int = 1
+    tp: Count = 1
+    pp: Count = 1
+    vpp: Count = 1
     """Virtual pipeline stages per pipeline rank."""
-    cp: int = 1
-    ep: int = 1
+    cp: Count = 1
+    ep: Count = 1
     sequence_parallel: bool = False
-    processes: int = 1
+    processes: Count = 1
     """Local processes that a plainly started command makes; under torchrun or srun their world size counts."""
 
     def data_parallel_size(self, world_size: int) -> int:
@@ -163,7 +168,7 @@ class LayoutConfig:
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Ranged, section="model"):
     """How the model is computed."""
 
     precision: Literal["fp32", "bf16", "fp8"] = "bf16"
@@ -173,13 +178,13 @@ class ModelConfig:
     """`portable`: on torch's kernels, anywhere. `transformer_engine`: linear layers and norms are Transformer Engine's,
     on GPUs; keys of checkpoints are the same."""
     recompute: Literal["none", "selective", "full"] = "none"
-    head_chunk_mebibytes: int = 64
+    head_chunk_mebibytes: Count = 64
     """Size of one fp32 [tokens, V_local] chunk in the log-prob head. Logits of a pack that fit into it are kept for the
     backward pass; otherwise they are computed again."""
     router: Literal["trained", "frozen", "balanced"] = "trained"
     """Of a mixture of experts: `trained` by the objective alone, `frozen` as it is, or `balanced`: trained, and
     Megatron's load-balancing loss is added."""
-    balance_coefficient: float = 0.001
+    balance_coefficient: NonNegative = 0.001
     """Weight of the load-balancing loss of each layer, with `balanced`."""
 
     @property
@@ -189,12 +194,12 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
-class CheckpointConfig:
+class CheckpointConfig(Ranged, section="checkpoint"):
     """When training saves."""
 
-    every_steps: int = 50
+    every_steps: Natural = 50
     """0 saves at the end only (and on SIGTERM or SIGUSR1)."""
-    keep: int = 2
+    keep: Natural = 2
     """Number of the newest checkpoints kept, beside the best; 0 keeps all."""
     asynchronous: bool = True
     """Write beside the training; the next save, and the end of the run, wait for the one before."""
@@ -205,10 +210,10 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True)
-class ValidationConfig:
+class ValidationConfig(Ranged, section="validation"):
     """The objective on the groups that the store sets apart (`offgrpo prepare --validation-share`)."""
 
-    every_steps: int = 0
+    every_steps: Natural = 0
     """0 does not validate; else also after the last step."""
     metric: str = "probability_margin"
     """The one of the logged metrics by which a checkpoint is the best."""
@@ -218,19 +223,19 @@ class ValidationConfig:
 
 
 @dataclass(frozen=True)
-class FaultConfig:
+class FaultConfig(Ranged, section="fault"):
     """What training does when something goes wrong."""
 
-    timeout_seconds: float = 1800.0
+    timeout_seconds: Positive = 1800.0
     """A step, load or save that takes longer ends the run with the stacks of every rank in OUTPUT/stacks."""
     bad_step: Literal["halt", "skip"] = "halt"
     """A step whose loss or gradient is NaN or inf, or whose gradient norm is above `max_grad_norm`."""
-    max_grad_norm: float = 0.0
+    max_grad_norm: NonNegative = 0.0
     """Gradient norm before clipping that makes a step bad; 0 sets no bound."""
-    max_bad_steps: int = 3
+    max_bad_steps: Count = 3
     """With `skip`: after so many bad steps in a row the run goes back to its newest checkpoint, and on without the
     trajectories of the packs that these steps have named."""
-    max_rollbacks: int = 3
+    max_rollbacks: Natural = 3
     """One more than so many end the run; 0 ends it with the first `max_bad_steps` in a row."""
 
 
@@ -243,7 +248,7 @@ class TrackingConfig:
 
 
 @dataclass(frozen=True)
-class RunConfig:
+class RunConfig(Ranged):
     """Everything a run depends on."""
 
     name: str
@@ -257,8 +262,14 @@ class RunConfig:
     validation: ValidationConfig = ValidationConfig()
     fault: FaultConfig = FaultConfig()
     tracking: TrackingConfig = TrackingConfig()
-    seed: int = 0
+    seed: Seed = 0
     """Megatron's random state; only dropout uses it, and the recipes have none."""
+    typed: str = field(default="", compare=False)
+    """Recipe and `--set` options as they were typed, for the commands that messages name; no part of what a run is."""
+
+    def command(self, stage: str, *options: str) -> str:
+        """`offgrpo STAGE` for this configuration, as a person would type it."""
+        return " ".join(["offgrpo", stage, self.typed or self.name, *options])
 
     def check_layout(self, world_size: int) -> None:
         """Refuses a layout that these processes or this plan cannot take.

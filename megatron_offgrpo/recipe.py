@@ -5,16 +5,18 @@ import difflib
 import functools
 import importlib
 import inspect
+import math
 import pkgutil
+import shlex
 import types
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import is_dataclass, replace
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from megatron_offgrpo.config import RunConfig
-from megatron_offgrpo.config_values import resolve_callable
+from megatron_offgrpo.config_values import place_of, resolve_callable, settings_of
 from megatron_offgrpo.data_config import PrepareConfig
-from megatron_offgrpo.errors import ConfigError
+from megatron_offgrpo.errors import ConfigError, OffgrpoError
 
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> RunConfig:
@@ -24,11 +26,28 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> RunConfig:
         ConfigError: unknown recipe, or an override that does not fit.
     """
     recipe = resolve_callable(name, where="RECIPE") if ":" in name else _find(name)
-    config = recipe()
-    if not isinstance(config, RunConfig):
-        raise ConfigError("not a recipe", where=name, expected="a function that returns RunConfig", got=type(config))
+    config = _called(recipe, name, RunConfig)
     for override in overrides:
         config = apply_override(config, override)
+    return replace(config, typed=shlex.join((name, *(word for one in overrides for word in ("--set", one)))))
+
+
+def _called[Config: (RunConfig, PrepareConfig)](recipe: Callable[..., Any], name: str, kind: type[Config]) -> Config:
+    """What a recipe returns.
+
+    Raises:
+        ConfigError: not a function that returns `kind`.
+    """
+    expected = f"a function without arguments that returns {kind.__name__}"
+    try:
+        config = recipe()
+    except OffgrpoError:
+        raise
+    except (Exception, SystemExit) as cause:
+        # Foreign code: whatever it raises is the recipe's fault.
+        raise ConfigError(f"the recipe fails ({place_of(cause)})", where=name, expected=expected) from None
+    if not isinstance(config, kind):
+        raise ConfigError("not a recipe", where=name, expected=expected, got=type(config).__name__)
     return config
 
 
@@ -65,11 +84,7 @@ def load_data_recipe(name: str) -> PrepareConfig:
             expected = f"one of {', '.join(sorted(known))}, or module:function"
             raise ConfigError("unknown recipe for data", where="--recipe", expected=expected, got=name)
         recipe = known[name]
-    config = recipe()
-    if not isinstance(config, PrepareConfig):
-        expected = "a function that returns PrepareConfig"
-        raise ConfigError("not a recipe for data", where=name, expected=expected, got=type(config).__name__)
-    return config
+    return _called(recipe, name, PrepareConfig)
 
 
 def list_data_recipes() -> dict[str, Callable[[], PrepareConfig]]:
@@ -110,7 +125,7 @@ def _set(node: Any, keys: list[str], text: str, path: str) -> Any:
     if callable(node) and not is_dataclass(node):
         return _bind(node, key, text, path)
     hints = get_type_hints(type(node)) if is_dataclass(node) else {}
-    if key not in hints:
+    if not hints or key not in settings_of(node):
         raise ConfigError(
             "no such setting",
             where=f"--set {path}",
@@ -121,7 +136,7 @@ def _set(node: Any, keys: list[str], text: str, path: str) -> Any:
     if rest:
         return replace(node, **{key: _set(value, rest, text, path)})
     if is_dataclass(value):
-        inside = ", ".join(f"{path}.{field.name}" for field in fields(value))
+        inside = ", ".join(f"{path}.{name}" for name in settings_of(value))
         raise ConfigError("a section, not a setting", where=f"--set {path}", expected=f"one of {inside}")
     return replace(node, **{key: _parse(text, hints[key], value, path)})
 
@@ -137,7 +152,10 @@ def _bind(function: Callable[..., Any], argument: str, text: str, path: str) -> 
             got=argument,
             remedy=_nearest(argument, names),
         )
-    return functools.partial(function, **{argument: _literal(text, path)})
+    value = _literal(text, path)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError("not a finite number", where=f"--set {path}", got=text)
+    return functools.partial(function, **{argument: value})
 
 
 def _literal(text: str, path: str) -> Any:
@@ -179,10 +197,13 @@ def _parse(text: str, hint: Any, current: Any, path: str) -> Any:
 
 def _paths_beside(node: Any, path: str, key: str) -> list[str]:
     prefix = path[: path.rindex(key)]
-    beside = [prefix + field.name for field in fields(node)] if is_dataclass(node) else []
+    beside = [prefix + name for name in settings_of(node)] if is_dataclass(node) else []
     # A section left out is the commonest slip: `epochs` for `plan.epochs`.
     inner = [
-        f"{p}.{f.name}" for p in beside if is_dataclass(v := getattr(node, p.rsplit(".", 1)[-1])) for f in fields(v)
+        f"{p}.{name}"
+        for p in beside
+        if is_dataclass(section := getattr(node, p.rsplit(".", 1)[-1]))
+        for name in settings_of(section)
     ]
     return beside + inner
 

@@ -6,7 +6,15 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from megatron_offgrpo.cli.options import ChatTemplateKwargs, Force, ThinkTags, json_object, print_lines
+from megatron_offgrpo.cli.options import (
+    ChatTemplateKwargs,
+    Force,
+    JudgeModel,
+    JudgeUrl,
+    ThinkTags,
+    json_object,
+    print_lines,
+)
 from megatron_offgrpo.data_config import FormName
 
 
@@ -58,6 +66,8 @@ def prepare(
         float | None, typer.Option("--max-compression-ratio", help="Drop looping responses (e.g. 12).")
     ] = None,
     max_all_positive_share: Annotated[float | None, typer.Option("--max-all-positive-share")] = None,
+    judge: JudgeUrl = None,
+    judge_model: JudgeModel = None,
     workers: Annotated[int | None, typer.Option("--workers", min=1, help="By default one for each CPU.")] = None,
     shard: Annotated[
         str | None, typer.Option("--shard", help="I/N: do this share of the parts; merge without it.")

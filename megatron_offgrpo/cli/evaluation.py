@@ -12,6 +12,8 @@ from megatron_offgrpo.cli.options import (
     Concurrency,
     Force,
     FrequencyPenalty,
+    JudgeModel,
+    JudgeUrl,
     MinP,
     Model,
     Precision,
@@ -84,6 +86,8 @@ def evaluate_command(
     server_model: ServerModel = None,
     concurrency: Concurrency = 64,
     timeout_seconds: Timeout = 3600.0,
+    judge: JudgeUrl = None,
+    judge_model: JudgeModel = None,
     seed: Seed = 0,
     shard: ShardOption = None,
     force: Force = False,
@@ -114,6 +118,8 @@ def evaluate_command(
         leave_out_unreadable=leave_out_unreadable,
         store=store,
         backend=engine,
+        judge=judge,
+        judge_model=judge_model,
         seed=seed,
         force=force,
         **settings,
@@ -172,6 +178,8 @@ def _check_checkpoints(checkpoints: Path | None, *, follow: bool, shard: str | N
 
 def summary_lines(metrics: dict[str, Any]) -> list[str]:
     """The figures of an evaluation, a line each."""
+    from megatron_offgrpo.data.judge import judge_line
+
     lines = [f"{metrics['problems']} problems x {metrics['samples_per_problem']} samples, by {metrics['backend']}"]
     for title, scores in (("accuracy", metrics), ("strict", metrics["strict"])):
         lines.append(f"{title:<12}{_percent(scores['accuracy'])}{_interval(scores)}")
@@ -183,8 +191,10 @@ def summary_lines(metrics: dict[str, Any]) -> list[str]:
     shares = ("truncated_share", "no_box_share", "empty_share")
     told = ", ".join(f"{name.removesuffix('_share').replace('_', ' ')} {_percent(metrics[name])}" for name in shares)
     lines.append(f"{metrics['mean_tokens']:.0f} tokens on average; {told}")
-    odd = {name: count for name, count in metrics["statuses"].items() if name not in ("ok", "no_answer")}
+    odd = {name: count for name, count in metrics["statuses"].items() if name not in ("ok", "judged", "no_answer")}
     lines += [f"{count} samples graded as {name}" for name, count in odd.items()]
+    if metrics.get("judge") is not None:
+        lines.append(judge_line(metrics["judge"]))
     if metrics["problems_left_out"]:
         lines.append(f"{metrics['problems_left_out']} problems left out: their reference answers cannot be read")
     if metrics["contamination"]:
@@ -209,7 +219,7 @@ def grade(
     input: Annotated[Path, typer.Option("--input", help="Records: group_id, sample_id, problem, answer, text.")],
     output: Annotated[Path, typer.Option("--output", help="JSON lines: with strict, lenient, extracted, reason.")],
     processes: Annotated[int | None, typer.Option("--processes", min=1, help="One for each CPU.")] = None,
-    seconds: Annotated[float, typer.Option("--seconds", help="CPU seconds that one solution may take.")] = 5.0,
+    seconds: Annotated[float, typer.Option("--seconds", min=0.001, help="CPU seconds for one solution.")] = 5.0,
     prompt_opens_thinking: Annotated[
         bool,
         typer.Option(
@@ -217,6 +227,8 @@ def grade(
         ),
     ] = False,
     think_tags: ThinkTags = None,
+    judge: JudgeUrl = None,
+    judge_model: JudgeModel = None,
 ) -> None:
     """Grades solutions made elsewhere, with math-verify."""
     from megatron_offgrpo.evaluation.grade_file import grade_file
@@ -228,6 +240,8 @@ def grade(
         seconds=seconds,
         think_tags=tuple(think_tags or THINK_TAGS),
         prompt_opens_thinking=prompt_opens_thinking,
+        judge_url=judge,
+        judge_model=judge_model,
     )
     print_lines(
         [

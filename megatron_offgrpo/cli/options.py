@@ -24,6 +24,10 @@ TensorParallel = Annotated[int, typer.Option("--tensor-parallel", min=1, help="G
 ServerUrl = Annotated[str | None, typer.Option("--server-url", help="http://HOST:PORT/v1")]
 ServerModel = Annotated[str | None, typer.Option("--server-model", help="Its name there; by default the only one.")]
 Concurrency = Annotated[int, typer.Option("--concurrency", min=1, help="Requests under way at a server.")]
+JudgeUrl = Annotated[
+    str | None, typer.Option("--judge", help="http://HOST:PORT/v1: asked about answers that no rule reads.")
+]
+JudgeModel = Annotated[str | None, typer.Option("--judge-model", help="Its name there; by default the only one.")]
 Timeout = Annotated[float, typer.Option("--timeout-seconds", help="Longest wait for a server's completion.")]
 ShardOption = Annotated[
     str | None, typer.Option("--shard", help="I/N: draw this share only; the same command without it finishes.")

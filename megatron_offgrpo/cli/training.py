@@ -58,6 +58,7 @@ def plan(
 def _make_plan(run: RunConfig, assume: str | None, *, needs_store: bool) -> Plan | None:
     """The plan of the recipe's store, saved; of assumed groups, not saved; or None without either."""
     from megatron_offgrpo.data.store import TrajectoryStore
+    from megatron_offgrpo.data.vocabulary import require_known_ids
     from megatron_offgrpo.planning.assumed import AssumedGroups
     from megatron_offgrpo.planning.plan import build_plan
     from megatron_offgrpo.planning.plan_files import save_plan
@@ -68,9 +69,26 @@ def _make_plan(run: RunConfig, assume: str | None, *, needs_store: bool) -> Plan
     if not needs_store and not Path(run.paths.store).exists():
         say(f"no store at {run.paths.store}: steps, hours and cost are left out; --assume GROUPSxTOKENS estimates them")
         return None
-    made = build_plan(TrajectoryStore.open(run.paths.store), run.plan, run.objective)
+    store = TrajectoryStore.open(run.paths.store)
+    require_known_ids(store.largest_id, *_vocabulary(run), where=run.paths.store)
+    made = build_plan(store, run.plan, run.objective)
     save_plan(made, run.paths.plan)
     return made
+
+
+def _vocabulary(run: RunConfig) -> tuple[int | None, str]:
+    """Size of the vocabulary and who says so: config.json, else the checkpoint; None where neither is there."""
+    from megatron_offgrpo.data.vocabulary import vocabulary_of
+    from megatron_offgrpo.model.hf_config import ARCHITECTURE
+    from megatron_offgrpo.training.checkpoint_folder import TRACKER, require_latest
+
+    paths = run.paths
+    if (Path(paths.hf_model) / "config.json").exists():
+        return vocabulary_of(paths.hf_model), paths.hf_model
+    if not (Path(paths.megatron) / TRACKER).exists():
+        return None, paths.hf_model
+    _, manifest = require_latest(paths.megatron)
+    return manifest.counts.get(ARCHITECTURE, {}).get("vocab_size"), paths.megatron
 
 
 def reference(recipe: Recipe, set: Set = None, force: Force = False) -> None:

@@ -35,7 +35,8 @@ class Grade:
     reward: int
     """1 where the final answer equals the reference answer, else 0."""
     status: str
-    """`ok`, `no_answer`, `empty_gold`, `unreadable_gold`, `timeout`, `out_of_memory` or `crash`."""
+    """`ok`, `judged` (by a model, see `Judge`), `no_answer`, `unreadable` (no rule compares the two),
+     `empty_gold`, `unreadable_gold`, `timeout`, `out_of_memory` or `crash`."""
     extracted: str | None
     """The final answer as math-verify reads it; None where there is none."""
 

@@ -7,6 +7,7 @@ from itertools import combinations
 from typing import Any
 
 from megatron_offgrpo.data.grading import Grade, GradingPool
+from megatron_offgrpo.data.judge import Judge
 from megatron_offgrpo.data.rejects import RecordError
 from megatron_offgrpo.data_config import LabelMode
 from megatron_offgrpo.types import GroupRecord
@@ -119,14 +120,17 @@ class LabelCounts:
 
 
 def label_groups(
-    groups: Sequence[GroupRecord], labels: Sequence[LabelMode], pool: GradingPool
+    groups: Sequence[GroupRecord], labels: Sequence[LabelMode], pool: GradingPool, judge: Judge | None = None
 ) -> list[LabelledGroup | RecordError]:
     """Every group under the first of `labels` that it can have; the other labels asked for are kept beside it.
+
+    Args:
+        judge: who is asked about answers that math-verify's rules cannot read.
 
     Returns:
         for each group its labels, or why it can have none.
     """
-    verified = label_by_math_verify(groups, pool) if "math-verify" in labels else None
+    verified = label_by_math_verify(groups, pool, judge) if "math-verify" in labels else None
     majority = label_by_majority(groups, pool) if "majority" in labels else None
     result: list[LabelledGroup | RecordError] = []
     for index, group in enumerate(groups):
@@ -146,9 +150,15 @@ def label_groups(
     return result
 
 
-def label_by_math_verify(groups: Sequence[GroupRecord], pool: GradingPool) -> list[LabelledGroup | RecordError]:
+def label_by_math_verify(
+    groups: Sequence[GroupRecord], pool: GradingPool, judge: Judge | None = None
+) -> list[LabelledGroup | RecordError]:
     """Reward 1 where the final answer equals the group's reference answer, which must be there and readable."""
-    grades = iter(pool.grade((group.answer, one.text) for group in groups for one in group.trajectories))
+    found = pool.grade((group.answer, one.text) for group in groups for one in group.trajectories)
+    if judge is not None:
+        asked = [(group.problem, group.answer, one.text) for group in groups for one in group.trajectories]
+        found = judge.settle(asked, found)
+    grades = iter(found)
     labelled: list[LabelledGroup | RecordError] = []
     for group in groups:
         own = [next(grades) for _ in group.trajectories]

@@ -215,6 +215,7 @@ class Summary:
             "rejected": dict(sorted(self.rejected.items())),
             "removed": dict(sorted(self.removed.items())),
             "ignored_fields": dict(sorted(self.ignored_fields.items())),
+            "judge": {name.removeprefix("judge "): n for name, n in self.parts.items() if name.startswith("judge ")},
             "stages": self.stages(),
         }
 

@@ -16,12 +16,14 @@ from megatron_offgrpo.data.filters import (
 )
 from megatron_offgrpo.data.grading import GradingPool
 from megatron_offgrpo.data.importers import meets, parse_conditions, parse_record
+from megatron_offgrpo.data.judge import Judge, log_beside
 from megatron_offgrpo.data.labelling import LabelCounts, LabelledGroup, label_groups
 from megatron_offgrpo.data.readers import Part
 from megatron_offgrpo.data.rejects import RecordError, Removal, reject_of
 from megatron_offgrpo.data.selection import select
 from megatron_offgrpo.data.store_schema import StoreRow
 from megatron_offgrpo.data.tokenisation import Limits, load_tokenizer, token_counts, tokenise
+from megatron_offgrpo.data.vocabulary import require_known_ids, vocabulary_of
 from megatron_offgrpo.data_config import PrepareConfig
 from megatron_offgrpo.types import GroupRecord
 
@@ -51,6 +53,8 @@ class PartWorker:
     def __init__(self, config: PrepareConfig, pool: GradingPool) -> None:
         self.config, self.pool = config, pool
         self.chat = chat_format(load_tokenizer(Path(config.tokenizer)), config.chat_template_kwargs)
+        self.judge = judge_of(config)
+        self.vocabulary = vocabulary_of(config.tokenizer)
         self.conditions = parse_conditions(config.where)
         files = config.filters.decontaminate
         self.benchmarks = BenchmarkIndex(files, config.filters.decontaminate_words) if files else None
@@ -75,6 +79,8 @@ class PartWorker:
             if isinstance(row, RecordError):
                 _reject(result, index, one.group, row)
             else:
+                largest = max(max(ids, default=0) for ids in (row.prompt_ids, *row.response_ids))
+                require_known_ids(largest, self.vocabulary, self.config.tokenizer, where=one.group.origin)
                 result.rows.append((index, row))
                 result.counts["groups after tokenised"] += 1
                 result.counts["trajectories after tokenised"] += len(row.rewards)
@@ -113,7 +119,10 @@ class PartWorker:
 
     def _labelled(self, groups: list[tuple[int, GroupRecord]], result: PartResult) -> list[tuple[int, LabelledGroup]]:
         labelled = []
-        found = label_groups([group for _, group in groups], self.config.labels, self.pool)
+        found = label_groups([group for _, group in groups], self.config.labels, self.pool, self.judge)
+        if self.judge is not None:
+            result.counts.update({f"judge {name}": number for name, number in self.judge.counts.items()})
+            self.judge.counts.clear()
         for (index, group), one in zip(groups, found, strict=True):
             if isinstance(one, RecordError):
                 _reject(result, index, group, one)
@@ -159,6 +168,14 @@ class PartWorker:
         if not needs_token_counts(self.config.filters):
             return [None] * len(labelled)
         return list(token_counts(labelled, self.chat, self.pool.thinking))
+
+
+def judge_of(config: PrepareConfig) -> Judge | None:
+    """The judge of a request, whose model is known by now."""
+    if config.judge is None:
+        return None
+    assert config.judge_model is not None
+    return Judge(config.judge, config.judge_model, log_beside(config.output))
 
 
 def _count(result: PartResult, stage: str, groups: list[tuple[int, GroupRecord]]) -> None:

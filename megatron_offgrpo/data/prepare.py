@@ -1,11 +1,10 @@
 """Raw solutions to a store: parts of the input are imported, labelled and tokenised on their own, then merged."""
 
 import json
-import math
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +17,7 @@ from megatron_offgrpo.data.chat import ChatFormat, chat_format
 from megatron_offgrpo.data.decontamination import BenchmarkIndex
 from megatron_offgrpo.data.grouping import grouped_parts, grouping_counts, grouping_rejects, has_rows
 from megatron_offgrpo.data.importers import parse_conditions
+from megatron_offgrpo.data.judge import model_of
 from megatron_offgrpo.data.merge import Summary, decide, merged_batches, read_rows
 from megatron_offgrpo.data.part_files import PartFolder
 from megatron_offgrpo.data.part_runner import file_error, needs_signatures, run_parts
@@ -29,14 +29,14 @@ from megatron_offgrpo.data.store_writer import LIST_FILES, REJECTED_FILE, write_
 from megatron_offgrpo.data.summary import listing, summary_lines
 from megatron_offgrpo.data.thinking import ThinkTags
 from megatron_offgrpo.data.tokenisation import load_tokenizer
-from megatron_offgrpo.data_config import FormName, LabelMode, PrepareConfig, SelectMode
+from megatron_offgrpo.data_config import LabelMode, PrepareConfig
 from megatron_offgrpo.errors import ConfigError, DataError
 from megatron_offgrpo.progress import Advance, progress, say
 
 __all__ = ["PrepareConfig", "prepare", "prepare_shard", "summary_lines"]
 
 # Fields that change how or where the work is done, not its result.
-_NOT_CONTENT = ("inputs", "tokenizer", "output", "workers", "overwrite", "force")
+_NOT_CONTENT = ("inputs", "tokenizer", "output", "judge", "workers", "overwrite", "force")
 # Fields that only the merging reads: the parts of another choice are taken.
 _NOT_IN_PARTS = ("validation_share", "duplicate_problems", "near_duplicates", "max_all_positive_share")
 
@@ -97,6 +97,7 @@ class _Request:
 
     def __init__(self, config: PrepareConfig) -> None:
         _check(config)
+        config = replace(config, judge_model=model_of(config.judge, config.judge_model))
         self.config, self.output = config, Path(config.output)
         self.tokenizer_print = tokenizer_fingerprint(config.tokenizer)
         self.sources = [open_source(name, config.split) for name in config.inputs]
@@ -284,26 +285,13 @@ def _check(config: PrepareConfig) -> None:
             raise ConfigError("not given", where=option, expected="at least one" if name == "inputs" else "a folder")
     if not config.labels:
         raise ConfigError("no label", where="--label", expected=" or ".join(get_args(LabelMode)))
-    choices: list[tuple[str, Any, Any]] = [("--label", label, LabelMode) for label in config.labels]
-    choices += [("--select", config.select, SelectMode), ("--format", config.format, FormName)]
-    for option, value, known in choices:
-        if value not in get_args(known):
-            raise ConfigError("unknown choice", where=option, expected=" or ".join(get_args(known)), got=value)
-    for name in ("trajectories_per_group", "max_prompt_tokens", "max_response_tokens", "grading_timeout_seconds"):
-        _within(name, getattr(config, name), 1 if name != "grading_timeout_seconds" else 1e-3, math.inf)
-    _within("validation_share", config.validation_share, 0.0, 0.9)
+    for label in config.labels:
+        if label not in get_args(LabelMode):
+            raise ConfigError("unknown choice", where="--label", expected=" or ".join(get_args(LabelMode)), got=label)
+    if config.judge and "math-verify" not in config.labels:
+        got = ", ".join(config.labels)
+        raise ConfigError("nothing to judge", where="--judge", expected="--label math-verify", got=got)
     filters = config.filters
-    for name in ("min_pass_rate", "max_pass_rate", "max_foreign_share", "max_all_positive_share"):
-        _within(name, getattr(filters, name), 0.0, 1.0)
-    if filters.near_duplicates is not None:
-        _within("near_duplicates", filters.near_duplicates, 0.3, 1.0)
-    _within("decontaminate_words", filters.decontaminate_words, 3, 100)
     if filters.min_pass_rate > filters.max_pass_rate:
         got = f"{filters.min_pass_rate} to {filters.max_pass_rate}"
         raise ConfigError("an empty range", where="--min-pass-rate", expected="at most --max-pass-rate", got=got)
-
-
-def _within(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        expected = f"at least {low:g}" if high == math.inf else f"{low:g} to {high:g}"
-        raise ConfigError("out of range", where=f"--{name.replace('_', '-')}", expected=expected, got=value)

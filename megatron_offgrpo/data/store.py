@@ -115,6 +115,13 @@ class TrajectoryStore:
         return self._flat("truncated", np.bool_)
 
     @cached_property
+    def largest_id(self) -> int:
+        """The largest token id of all prompts and responses."""
+        prompts = [chunk.flatten() for chunk in self.table["prompt_ids"].chunks]
+        responses = [chunk.flatten().flatten() for chunk in self.table["response_ids"].chunks]
+        return max((pc.max(ids).as_py() or 0 for ids in (*prompts, *responses)), default=0)
+
+    @cached_property
     def validation_groups(self) -> BoolArray:
         """bool [num_groups]; set apart from training."""
         chunks = [chunk.to_numpy(zero_copy_only=False) for chunk in self.table["validation"].chunks]

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from megatron_offgrpo.data.judge import judge_line, log_beside
 from megatron_offgrpo.data.store import TrajectoryStore
 from megatron_offgrpo.data.store_writer import REJECTED_FILE, REMOVED_FILE
 
@@ -26,6 +27,8 @@ def summary_lines(store: TrajectoryStore) -> list[str]:
         f"labels     {listing(counts.get('label_sources', {}))} ({listing(counts.get('labels', {}))})",
     ]
     lines += [f"agreement  {line}" for line in agreement_lines(counts)]
+    if counts.get("judge"):
+        lines.append(f"judge      {judge_line(counts['judge'])} (see {log_beside(store.path)})")
     for name, file in (("rejected", REJECTED_FILE), ("removed", REMOVED_FILE)):
         if counts.get(name):
             lines.append(f"{name:<11}{listing(counts[name])} (see {store.path / file})")

@@ -20,6 +20,7 @@ from megatron_offgrpo.artifacts import (
 )
 from megatron_offgrpo.data.chat import decode
 from megatron_offgrpo.data.grading import GradingPool
+from megatron_offgrpo.data.judge import Judge, log_beside
 from megatron_offgrpo.errors import ConfigError
 from megatron_offgrpo.evaluation.contamination import contamination
 from megatron_offgrpo.evaluation.generation import (
@@ -133,8 +134,12 @@ def _grade(task: Task, logs: SampleLogs, folder: Path) -> dict[str, Any]:
     def solutions() -> Iterator[Solution]:
         for key in keys:
             asked = by_id[key[0]]
-            yield Solution(asked.answer, logs.read(key)["text"], asked.choices, task.thinking[key[0]])
+            yield Solution(asked.answer, logs.read(key)["text"], asked.choices, task.thinking[key[0]], asked.problem)
 
+    judge = None
+    if config.judge is not None:
+        assert config.judge_model is not None
+        judge = Judge(config.judge, config.judge_model, log_beside(config.output))
     tally = Tally()
     votes: dict[str, tuple[list[Vote], list[Vote]]] = {name: ([], []) for name in by_id}
     with (
@@ -143,7 +148,7 @@ def _grade(task: Task, logs: SampleLogs, folder: Path) -> dict[str, Any]:
         (folder / GRADED).open("w", encoding="utf-8") as graded,
     ):
         with progress("grading", len(keys)) as advance:
-            for key, scored in zip(keys, score(solutions(), pool), strict=True):
+            for key, scored in zip(keys, score(solutions(), pool, judge), strict=True):
                 sample, asked = logs.read(key), by_id[key[0]]
                 record = {
                     **sample,
@@ -167,6 +172,7 @@ def _grade(task: Task, logs: SampleLogs, folder: Path) -> dict[str, Any]:
         for target, which in ((figures, 0), (figures["strict"], 1)):
             right = majority_right([votes[name][which] for name in by_id], pool, letters)
             target["majority"] = sum(right) / len(right)
+    figures["judge"] = None if judge is None else dict(judge.counts)
     return figures
 
 

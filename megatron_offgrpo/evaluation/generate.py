@@ -38,17 +38,18 @@ from megatron_offgrpo.evaluation.generation import (
     stop_token_ids,
 )
 from megatron_offgrpo.evaluation.json_lines import json_line
-from megatron_offgrpo.evaluation.prompts import load_prompt_tokenizer, prompt_ids, prompt_text
+from megatron_offgrpo.evaluation.prompts import load_prompt_tokenizer, prompt_ids, prompt_text, require_known_prompts
 from megatron_offgrpo.evaluation.sample_log import SampleLogs, Shard, remove_parts
 from megatron_offgrpo.evaluation.sampling import LazyBackend, SamplingRun, draw_samples
 from megatron_offgrpo.evaluation.task import model_fingerprint, num_samples, plain
 from megatron_offgrpo.progress import say
+from megatron_offgrpo.ranges import Count, NonNegative, Ranged, Seed, Share
 
 GROUPS = "groups.jsonl"
 
 
 @dataclass(frozen=True)
-class GenerateConfig:
+class GenerateConfig(Ranged):
     """K solutions of each problem of a file."""
 
     model: Path
@@ -56,12 +57,12 @@ class GenerateConfig:
     problems: Path | str
     """File of problems with answers, or a benchmark's name; see `find_benchmark`."""
     output: Path
-    samples: int = 8
+    samples: Count = 8
     """K."""
-    temperature: float = 1.0
-    top_p: float = 1.0
-    max_tokens: int = 32768
-    seed: int = 0
+    temperature: NonNegative = 1.0
+    top_p: Share = 1.0
+    max_tokens: Count = 32768
+    seed: Seed = 0
     system: str | None = None
     """System message of the chat template; None sends none."""
     shaping: Shaping = field(default_factory=Shaping)
@@ -114,6 +115,7 @@ def generate(config: GenerateConfig, shard: Shard | None = None) -> dict[str, An
     if found is not None and not config.force:
         say(f"{config.output}: reused, nothing it was made from has changed")
         return found
+    require_known_prompts(prompts, stop, config.model)
     parts = config.output.absolute().with_name(config.output.name + ".parts") / request
     run = SamplingRun(prompts, config.samples, config.seed, settings, HF_BATCH if backend == "hf" else None, parts)
     say(f"generating {config.samples} solutions of {len(questions)} problems with {config.model} on {backend}")

@@ -6,53 +6,46 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
+
+from annotated_types import Ge, Gt, Le
 
 from megatron_offgrpo.data.chat import chat_format
 from megatron_offgrpo.errors import ConfigError, DataError
+from megatron_offgrpo.ranges import Count, Natural, Positive, Ranged, Share
 
 BackendName = Literal["vllm", "hf", "server"]
 Precision = Literal["auto", "fp32", "bf16"]
 HF_BATCH = 64
 """Requests that the hf back end computes together."""
-TEMPERATURES = (0.01, 2.0)
-"""vLLM's limits, kept for every back end: it takes a smaller one for 0.01."""
+LEAST_TEMPERATURE = 0.01
+"""vLLM's limit, kept for every back end: it takes a smaller one for 0.01."""
 
 
 @dataclass(frozen=True)
-class Shaping:
+class Shaping(Ranged):
     """What else changes the probabilities before a token is drawn, as vLLM does it; by default nothing."""
 
-    top_k: int = 0
+    top_k: Natural = 0
     """Draw from the k most probable tokens; 0 from all."""
-    min_p: float = 0.0
+    min_p: Share = 0.0
     """Draw from tokens with at least this share of the greatest probability, at the temperature."""
-    repetition_penalty: float = 1.0
+    repetition_penalty: Annotated[float, Gt(0), Le(2)] = 1.0
     """Divides positive logits of tokens of prompt and response, multiplies negative ones; 1 is none."""
-    presence_penalty: float = 0.0
+    presence_penalty: Annotated[float, Ge(-2), Le(2)] = 0.0
     """Taken from the logits of tokens of the response."""
-    frequency_penalty: float = 0.0
+    frequency_penalty: Annotated[float, Ge(-2), Le(2)] = 0.0
     """Taken from the logits of tokens of the response once for each time."""
-
-    def __post_init__(self) -> None:
-        _check_ranges(
-            self,
-            top_k=(self.top_k >= 0, "at least 0"),
-            min_p=(0 <= self.min_p <= 1, "0 to 1"),
-            repetition_penalty=(0 < self.repetition_penalty <= 2, "above 0 and at most 2"),
-            presence_penalty=(abs(self.presence_penalty) <= 2, "-2 to 2"),
-            frequency_penalty=(abs(self.frequency_penalty) <= 2, "-2 to 2"),
-        )
 
 
 @dataclass(frozen=True)
-class SamplingSettings:
+class SamplingSettings(Ranged):
     """How tokens are drawn; the same meaning in every back end."""
 
-    temperature: float = 0.6
+    temperature: Annotated[float, Ge(0), Le(2)] = 0.6
     """0 takes the most probable token."""
-    top_p: float = 0.95
-    max_tokens: int = 32768
+    top_p: Annotated[float, Gt(0), Le(1)] = 0.95
+    max_tokens: Count = 32768
     """Response tokens, end token included; a response that reaches it without an end token is truncated."""
     stop_token_ids: tuple[int, ...] = ()
     """A response ends after any of these."""
@@ -61,20 +54,10 @@ class SamplingSettings:
     shaping: Shaping = field(default_factory=Shaping)
 
     def __post_init__(self) -> None:
-        low, high = TEMPERATURES
-        temperature = self.temperature == 0 or low <= self.temperature <= high
-        _check_ranges(
-            self,
-            temperature=(temperature, f"0, or {low:g} to {high:g}"),
-            top_p=(0 < self.top_p <= 1, "above 0 and at most 1"),
-            max_tokens=(self.max_tokens >= 1, "at least 1"),
-        )
-
-
-def _check_ranges(settings: Any, **ranges: tuple[bool, str]) -> None:
-    for name, (within, expected) in ranges.items():
-        if not within:
-            raise ConfigError("out of range", where=name, expected=expected, got=getattr(settings, name))
+        super().__post_init__()
+        if 0 < self.temperature < LEAST_TEMPERATURE:
+            expected = f"0, or {LEAST_TEMPERATURE} to 2"
+            raise ConfigError("out of range", where="temperature", expected=expected, got=self.temperature)
 
 
 @dataclass(frozen=True)
@@ -152,7 +135,7 @@ def choose_backend(wanted: Literal["auto", "vllm", "hf", "server"]) -> BackendNa
 
 
 @dataclass(frozen=True)
-class BackendConfig:
+class BackendConfig(Ranged):
     """Where and how the model runs."""
 
     model: Path
@@ -160,14 +143,14 @@ class BackendConfig:
     backend: Literal["auto", "vllm", "hf", "server"] = "auto"
     precision: Precision = "auto"
     """auto: fp32 without a GPU, bf16 on one. A server has its own."""
-    tensor_parallel: int = 1
+    tensor_parallel: Count = 1
     server_url: str | None = None
     """`http://HOST:PORT/v1` of an OpenAI-compatible server."""
     server_model: str | None = None
     """The model's name on the server; None takes the only one it serves."""
-    concurrency: int = 64
+    concurrency: Count = 64
     """Requests that a server is sent at a time."""
-    timeout_seconds: float = 3600.0
+    timeout_seconds: Positive = 3600.0
     """Longest wait for one completion of a server."""
 
 

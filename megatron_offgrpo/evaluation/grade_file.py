@@ -10,6 +10,7 @@ from typing import Any, TextIO
 
 from megatron_offgrpo.data import fields
 from megatron_offgrpo.data.grading import GradingPool
+from megatron_offgrpo.data.judge import Judge, judge_line, log_beside, model_of
 from megatron_offgrpo.data.messages import THOUGHT_FIELDS, answer_text
 from megatron_offgrpo.data.readers import read_parts
 from megatron_offgrpo.data.rejects import RecordError, Reject, reject_of
@@ -48,6 +49,8 @@ def grade_file(
     seconds: float = 5.0,
     think_tags: Sequence[str] = THINK_TAGS,
     prompt_opens_thinking: bool = False,
+    judge_url: str | None = None,
+    judge_model: str | None = None,
 ) -> GradeCounts:
     """Writes each record of `source` with `strict`, `lenient`, `extracted` and `reason`, in order, streaming.
 
@@ -67,6 +70,8 @@ def grade_file(
     rejects = output.with_name(output.name + ".rejects.jsonl")
     temporary = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in (output, rejects)}
     counts = GradeCounts()
+    model = model_of(judge_url, judge_model)
+    judge = Judge(judge_url, model, log_beside(output)) if judge_url and model else None
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with (
@@ -76,7 +81,9 @@ def grade_file(
             progress(f"grading {source.name} (percent)", 100) as advance,
         ):
             pending: list[dict[str, Any]] = []
-            for scored in score(_solutions(source, pending, rejected, counts, advance, prompt_opens_thinking), pool):
+            for scored in score(
+                _solutions(source, pending, rejected, counts, advance, prompt_opens_thinking), pool, judge
+            ):
                 record = pending.pop(0) | {
                     "strict": scored.strict,
                     "lenient": scored.lenient,
@@ -101,6 +108,8 @@ def grade_file(
     finally:
         for path in temporary.values():
             path.unlink(missing_ok=True)
+    if judge is not None:
+        say(f"{judge_line(judge.counts)}; see {judge.log}")
     return counts
 
 
@@ -175,7 +184,7 @@ def _solution(record: Any, unused: Counter[str], opened: bool) -> Solution:
     said = fields.from_json_text(record.get(OPENED), OPENED, "true or false")
     if not isinstance(said, bool | None):
         raise RecordError("wrong type", OPENED, expected="true or false", got=said)
-    return Solution(answer, text, choices, opened if said is None else said)
+    return Solution(answer, text, choices, opened if said is None else said, record["problem"])
 
 
 def _choices(value: Any) -> int:

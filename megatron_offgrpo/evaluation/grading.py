@@ -13,12 +13,13 @@ from typing import Literal
 
 from megatron_offgrpo.data.answers import last_box
 from megatron_offgrpo.data.grading import Grade, GradingPool
+from megatron_offgrpo.data.judge import Judge
 from megatron_offgrpo.data.thinking import ThinkTags
 
 CHUNK = 256
 Reason = Literal[
-    "equal", "different", "no_box", "unclosed_think", "no_answer", "empty_gold", "unreadable_gold", "timeout",
-    "out_of_memory", "crash",
+    "equal", "different", "no_box", "unclosed_think", "no_answer", "unreadable", "empty_gold", "unreadable_gold",
+    "timeout", "out_of_memory", "crash",
 ]  # fmt: skip
 # A letter alone, in brackets, in \text{}, or before its option's text: "B", "(B)", "\text{B}", "B. 12 cm", "B) 12 cm".
 _LETTER_IN_BOX = re.compile(r"^\s*(?:\\(?:text|textbf|mathrm|mathbf)\s*\{)?\s*\(?\s*([A-Z])\s*(?:[).:}]|$)")
@@ -39,6 +40,8 @@ class Solution:
     """Number of options of a multiple-choice question; 0 for an open one."""
     thinking: bool = False
     """The prompt ended inside a thought."""
+    problem: str = ""
+    """Read by a judge alone."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +60,17 @@ class Scored:
     """Whether the part after the thinking has a box that is not blank."""
 
 
-def score(solutions: Iterable[Solution], pool: GradingPool) -> Iterator[Scored]:
-    """Scores in the order of the solutions, a chunk at a time."""
+def score(solutions: Iterable[Solution], pool: GradingPool, judge: Judge | None = None) -> Iterator[Scored]:
+    """Scores in the order of the solutions, a chunk at a time; `judge` is asked about what no rule reads."""
     source = iter(solutions)
     while chunk := list(islice(source, CHUNK)):
-        open_ones = iter(pool.grade([(one.gold, one.text) for one in chunk if not one.choices]))
+        open_ones = [one for one in chunk if not one.choices]
+        found = pool.grade((one.gold, one.text) for one in open_ones)
+        if judge is not None:
+            found = judge.settle([(one.problem, one.gold, one.text) for one in open_ones], found)
+        grades = iter(found)
         for one in chunk:
-            grade = letter_grade(one, pool.thinking) if one.choices else next(open_ones)
+            grade = letter_grade(one, pool.thinking) if one.choices else next(grades)
             yield _scored(one, grade, pool.thinking)
 
 
@@ -71,7 +78,7 @@ def _scored(one: Solution, grade: Grade, tags: ThinkTags) -> Scored:
     unclosed = tags.is_unclosed(one.text, one.thinking)
     has_box = not unclosed and last_box(tags.final_part(one.text)) is not None
     reason: str
-    if grade.status != "ok":
+    if grade.status not in ("ok", "judged"):
         reason = grade.status
     elif not grade.reward:
         reason = "different"

@@ -1,11 +1,12 @@
 """Prompt templates: a problem as the token ids that a model continues."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from megatron_offgrpo.data.chat import question, render
 from megatron_offgrpo.data.tokenisation import load_tokenizer
+from megatron_offgrpo.data.vocabulary import require_known_ids, vocabulary_of
 from megatron_offgrpo.errors import DataError
 
 TemplateName = Literal["chat", "qwen-math", "simplerl", "prime", "none"]
@@ -99,3 +100,19 @@ def prompt_ids(tokenizer: Any, text: str, template: TemplateName) -> tuple[int, 
         if marked[start : start + len(plain)] == plain:
             return tuple(marked[: start + len(plain)])
     raise DataError("the tokenizer's special tokens change the text", where="tokenizer", got=text[:80])
+
+
+def require_known_prompts(prompts: Mapping[str, Sequence[int]], stop: Sequence[int], model: Path) -> None:
+    """Refuses a tokenizer that is larger than its model, where that shows.
+
+    Args:
+        prompts: problem id -> token ids.
+        stop: end tokens; the model must be able to write one of them.
+
+    Raises:
+        DataError: an id of a prompt is beyond the model's vocabulary, or every end token is.
+    """
+    vocabulary = vocabulary_of(model)
+    for name, ids in prompts.items():
+        require_known_ids(max(ids, default=0), vocabulary, model, where=f"prompt of {name}")
+    require_known_ids(min(stop), vocabulary, model, where="end token of the tokenizer")

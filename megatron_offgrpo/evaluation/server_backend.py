@@ -1,17 +1,14 @@
 """Sampling and scoring with an OpenAI-compatible server, such as `vllm serve`, through its `/v1/completions`."""
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict
 from itertools import islice
 from typing import Any, TypeVar
 
-from megatron_offgrpo.errors import ConfigError, GenerationError
 from megatron_offgrpo.evaluation.generation import BackendConfig, BackendName, Completion, Request, SamplingSettings
+from megatron_offgrpo.openai_server import OpenAiServer
 
-RETRIES = 5
-"""Of a request that meets a refused connection, a time-out, 408, 409, 429 or a 5xx status; waits grow up to 8 s."""
 Result = TypeVar("Result")
 
 
@@ -22,31 +19,11 @@ class ServerBackend:
     batch_size: int | None = None
 
     def __init__(self, config: BackendConfig) -> None:
-        import openai
-
         assert config.server_url is not None
-        self._openai = openai
-        self._url = config.server_url
         self._concurrency = config.concurrency
-        self._client = openai.OpenAI(
-            base_url=config.server_url,
-            api_key=os.environ.get("OPENAI_API_KEY", "none"),  # a server without keys takes any
-            max_retries=RETRIES,
-            timeout=openai.Timeout(config.timeout_seconds, connect=10.0),
-        )
-        self.model = config.server_model or self._only_model()
-
-    def _only_model(self) -> str:
-        served = [one.id for one in self._ask(lambda: self._client.models.list().data)]
-        if len(served) != 1:
-            raise ConfigError(
-                "cannot choose the server's model",
-                where=self._url,
-                expected="one model",
-                got=", ".join(served) or "none",
-                remedy="name it with --server-model",
-            )
-        return served[0]
+        self._server = OpenAiServer(config.server_url, config.timeout_seconds)
+        self._client, self._ask, self._odd = self._server.client, self._server.ask, self._server.odd
+        self.model = config.server_model or self._server.only_model("--server-model")
 
     def __enter__(self) -> "ServerBackend":
         return self
@@ -125,31 +102,6 @@ class ServerBackend:
             raise self._odd("no log-probs of the prompt")
         return [float(entry[str(token)]["logprob"]) for token, entry in zip(ids[1:], entries[1:], strict=True)]
 
-    def _ask(self, call: Callable[[], Any]) -> Any:
-        try:
-            return call()
-        except self._openai.APIStatusError as cause:
-            raise GenerationError(
-                f"the server refuses a request ({_short(cause.message)})",
-                where=self._url,
-                got=f"status {cause.status_code}",
-                remedy="see the server's log",
-            ) from None
-        except self._openai.APIConnectionError as cause:  # time-outs are of this kind
-            reason = _short(str(cause.__cause__ or cause))
-            raise GenerationError(
-                f"the server does not answer, {RETRIES + 1} tries ({reason})",
-                where=self._url,
-                remedy="start the server again (for example `vllm serve MODEL`)",
-            ) from None
-        except (self._openai.APIError, ValueError) as cause:
-            raise self._odd(f"an answer that is no completion ({_short(str(cause))})") from None
-
-    def _odd(self, what: str) -> GenerationError:
-        return GenerationError(
-            f"the server sent {what}", where=self._url, expected="an OpenAI-compatible server such as `vllm serve`"
-        )
-
 
 def _extra(settings: SamplingSettings) -> dict[str, Any]:
     """What else a request holds. All of it is sent: for what is not, a server takes the model's own settings."""
@@ -160,7 +112,3 @@ def _extra(settings: SamplingSettings) -> dict[str, Any]:
         "return_token_ids": True,
         "skip_special_tokens": False,  # thoughts may stand between some
     }
-
-
-def _short(text: str) -> str:
-    return " ".join(text.split())[:200]

@@ -9,8 +9,9 @@ from megatron_offgrpo.artifacts import MANIFEST, Manifest, fingerprint_of, finge
 from megatron_offgrpo.config_values import to_dict
 from megatron_offgrpo.data.chat import chat_format
 from megatron_offgrpo.data.grading import GradingPool
+from megatron_offgrpo.data.judge import model_of
 from megatron_offgrpo.data.thinking import ThinkTags
-from megatron_offgrpo.data_config import THINK_TAGS
+from megatron_offgrpo.data_config import THINK_TAGS, GradingSeconds
 from megatron_offgrpo.errors import ConfigError, DataError
 from megatron_offgrpo.evaluation.benchmarks import Question, find_benchmark
 from megatron_offgrpo.evaluation.generation import (
@@ -22,9 +23,16 @@ from megatron_offgrpo.evaluation.generation import (
     stop_token_ids,
 )
 from megatron_offgrpo.evaluation.grading import unreadable_golds
-from megatron_offgrpo.evaluation.prompts import TemplateName, load_prompt_tokenizer, prompt_ids, prompt_text
+from megatron_offgrpo.evaluation.prompts import (
+    TemplateName,
+    load_prompt_tokenizer,
+    prompt_ids,
+    prompt_text,
+    require_known_prompts,
+)
 from megatron_offgrpo.evaluation.sampling import SamplingRun
 from megatron_offgrpo.progress import say
+from megatron_offgrpo.ranges import Count, NonNegative, Ranged, Seed, Share
 
 MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.bin")
 PRESETS: dict[str, dict[str, Any]] = {
@@ -34,7 +42,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class EvaluationConfig:
+class EvaluationConfig(Ranged):
     """One model on one benchmark."""
 
     model: Path
@@ -42,13 +50,13 @@ class EvaluationConfig:
     benchmark: Path | str
     """Name of a benchmark, or file of `problem`, `answer`, optional `id` records; see `find_benchmark`."""
     output: Path
-    samples: int = 4
+    samples: Count = 4
     """Samples per problem (k of avg@k)."""
-    temperature: float = 0.6
+    temperature: NonNegative = 0.6
     """0 takes the most probable tokens, and one sample."""
-    top_p: float = 0.95
-    max_tokens: int = 32768
-    seed: int = 0
+    top_p: Share = 0.95
+    max_tokens: Count = 32768
+    seed: Seed = 0
     system: str | None = None
     """System message of the chat template; None sends none."""
     template: TemplateName = "chat"
@@ -65,9 +73,13 @@ class EvaluationConfig:
     """Training store whose problems are compared with those of the benchmark; the overlap is kept with the figures."""
     backend: BackendConfig | None = None
     """None: vLLM where it is installed, else Hugging Face, with the model above."""
-    grading_processes: int | None = None
+    grading_processes: Count | None = None
     """None: one for each CPU."""
-    grading_seconds: float = 5.0
+    grading_seconds: GradingSeconds = 5.0
+    judge: str | None = None
+    """`http://HOST:PORT/v1` of a server that is asked about answers which no rule reads; see `Judge`."""
+    judge_model: str | None = None
+    """Its model; None takes the only one there."""
     force: bool = False
     """Evaluate again although OUTPUT holds the same evaluation."""
 
@@ -102,6 +114,7 @@ def make_task(config: EvaluationConfig) -> Task:
     tags = ThinkTags(config.think_tags)
     if not (config.model / "config.json").is_file():
         raise DataError("no Hugging Face model here", where=str(config.model), expected="a folder with config.json")
+    config = replace(config, judge_model=model_of(config.judge, config.judge_model))
     backend = choose_backend(config.engine.backend)
     tokenizer = load_prompt_tokenizer(config.model, config.template)
     variables = template_variables(tokenizer, config.template, config.chat_template_kwargs)
@@ -114,6 +127,7 @@ def make_task(config: EvaluationConfig) -> Task:
         for one in questions
     }
     prompts = {name: prompt_ids(tokenizer, text, config.template) for name, text in texts.items()}
+    require_known_prompts(prompts, settings.stop_token_ids, config.model)
     thinking = {name: tags.opens(text) for name, text in texts.items()}
     manifest = _manifest(config, settings, backend, questions, prompts)
     run = SamplingRun(
@@ -133,8 +147,6 @@ def num_samples(wanted: int, temperature: float) -> int:
     Raises:
         ConfigError: fewer than one.
     """
-    if wanted < 1:
-        raise ConfigError("must be at least 1", where="samples", got=wanted)
     if temperature == 0 and wanted > 1:
         say(f"temperature 0: one sample of each problem instead of {wanted}, which would all be the same")
         return 1
@@ -208,7 +220,9 @@ def _manifest(
     # Not the server's address: after a restart it may be another one.
     where = [backend, engine.precision, engine.server_model]
     what = [config.samples, config.seed, config.system, config.template, config.leave_out_unreadable]
-    meaning = [asdict(settings), what, where, config.think_tags]
+    meaning: list[Any] = [asdict(settings), what, where, config.think_tags]
+    if config.judge is not None:
+        meaning.append(config.judge_model)
     counts = {"problems": len(questions), "samples": len(questions) * config.samples}
     return Manifest("evaluation", fingerprint_of(inputs, meaning), inputs, counts, plain(to_dict(config)))
 

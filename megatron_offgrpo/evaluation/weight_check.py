@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from megatron_offgrpo.artifacts import write_json_atomically
 from megatron_offgrpo.data.store import TrajectoryStore
+from megatron_offgrpo.data.vocabulary import require_known_ids, vocabulary_of
 from megatron_offgrpo.errors import CheckpointError, ConfigError
 from megatron_offgrpo.evaluation.generation import BackendConfig, open_backend
 from megatron_offgrpo.evaluation.task import model_fingerprint
@@ -54,7 +55,10 @@ def check_weights(
     if trajectories < 1 or not backends:
         raise ConfigError("nothing to compare", where="check-weights", expected="a back end and a trajectory or more")
     store = TrajectoryStore.open(store_dir)
-    reference = open_reference(reference_dir, store, {"store": store.manifest.fingerprint}, recipe="RECIPE")
+    require_known_ids(store.largest_id, vocabulary_of(model), model, where=str(store_dir))
+    reference = open_reference(
+        reference_dir, store, {"store": store.manifest.fingerprint}, remedy="offgrpo reference RECIPE"
+    )
     number = min(trajectories, store.num_trajectories)
     chosen = np.unique(np.linspace(0, store.num_trajectories - 1, number).astype(np.int64)).tolist()
     cached = [reference.lookup(index) for index in chosen]

@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from megatron_offgrpo.config import RunConfig
 from megatron_offgrpo.errors import ConfigError
+from megatron_offgrpo.objective.needs import needs_reference
+from megatron_offgrpo.ranges import Count, Ranged
 
 Script = Literal["prepare", "convert", "run", "reference", "train", "eval"]
 """The batch file in slurm/ that runs the step."""
@@ -35,15 +37,15 @@ class Step:
 
 
 @dataclass(frozen=True)
-class ChainOptions:
+class ChainOptions(Ranged, section="--"):
     """What the recipe does not say."""
 
     inputs: tuple[str, ...] = ()
     """Raw solutions; none leaves out `prepare`."""
     benchmark: str | None = None
     """Problems to evaluate on; None leaves out both evaluations."""
-    prepare_shards: int = 1
-    eval_shards: int = 1
+    prepare_shards: Count = 1
+    eval_shards: Count = 1
     prepare_arguments: tuple[str, ...] = ()
     """Further arguments of `offgrpo prepare`."""
     eval_arguments: tuple[str, ...] = ()
@@ -61,7 +63,8 @@ def chain_of(recipe: str, overrides: Sequence[str], run: RunConfig, options: Cha
         ConfigError: a path that a step needs is empty, or `options.steps` names an unknown step.
     """
     paths = run.paths
-    for name in ("hf_model", "store", "megatron", "plan", "output"):
+    reads_reference = needs_reference(run.objective)
+    for name in ("hf_model", "store", "megatron", "plan", *(("reference",) if reads_reference else ()), "output"):
         if not getattr(paths, name):
             raise ConfigError("this path is empty", where=f"paths.{name}", remedy=f"--set paths.{name}=FOLDER")
     root = Path(paths.output).parent
@@ -74,9 +77,10 @@ def chain_of(recipe: str, overrides: Sequence[str], run: RunConfig, options: Cha
         Step("convert", "convert", ("convert", "hf-to-megatron", *hf, "--megatron", paths.megatron, "--overwrite")),
         Step("plan", "run", ("plan", *recipe_arguments), after_prepare),
     ]
-    if run.objective.beta:
-        steps.append(Step("reference", "reference", ("reference", *recipe_arguments), ("convert", "plan")))
-    before_train = ("reference",) if run.objective.beta else ("convert", "plan")
+    before_train: tuple[str, ...] = ("convert", "plan")
+    if reads_reference:
+        steps.append(Step("reference", "reference", ("reference", *recipe_arguments), before_train))
+        before_train = ("reference",)
     checkpoints = str(Path(paths.output) / "checkpoints")
     export = ("convert", "megatron-to-hf", *hf, "--megatron", checkpoints, "--output", str(exported), "--overwrite")
     steps += [

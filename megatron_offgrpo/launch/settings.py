@@ -8,13 +8,14 @@ from typing import Literal
 
 from megatron_offgrpo.errors import ConfigError
 from megatron_offgrpo.launch.chain import Step
+from megatron_offgrpo.ranges import Count, Natural, Ranged
 
 Executor = Literal["local", "torchrun", "slurm"]
 _ADDRESS = re.compile(r"(?P<user>[^@\s]+)@(?P<host>[^@:\s]+)(:(?P<port>\d+))?")
 
 
 @dataclass(frozen=True)
-class LaunchSettings:
+class LaunchSettings(Ranged, section="--"):
     """What the command line of `offgrpo launch` gives."""
 
     executor: Executor
@@ -24,8 +25,8 @@ class LaunchSettings:
     """Folder in which the commands run; relative paths of a recipe begin here."""
     python: str
     """Of the jobs, not of the launcher."""
-    nodes: int = 1
-    gpus_per_node: int = 0
+    nodes: Count = 1
+    gpus_per_node: Natural = 0
     """Also the number of ranks of a node; 0: one rank and no GPU."""
     account: str | None = None
     partition: str | None = None
@@ -43,6 +44,7 @@ class LaunchSettings:
     """Folder on the cluster for scripts and logs of jobs sent by SSH."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.executor == "torchrun" and self.gpus_per_node < 1:
             raise ConfigError("torchrun needs a number of processes", where="--gpus-per-node", expected="at least 1")
         if self.executor != "slurm" and self.nodes > 1:

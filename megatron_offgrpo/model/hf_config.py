@@ -2,7 +2,8 @@
 
 import json
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -176,7 +177,9 @@ def _rope(config: _Config) -> dict[str, Any]:
     """Today's `rope_parameters`, also of a model that was saved with `rope_theta` and `rope_scaling`."""
     rope = dict(config.get("rope_scaling") or config.get("rope_parameters") or {})
     rope.setdefault("rope_theta", config.number("rope_theta"))
-    rope.setdefault("rope_type", rope.get("type", "default"))
+    # The name that the type had before.
+    rope.setdefault("rope_type", rope.pop("type", "default"))
+    rope.pop("type", None)
     if rope["rope_type"] == "llama3":
         rope.setdefault("original_max_position_embeddings", config.size("max_position_embeddings"))
     return rope
@@ -206,6 +209,47 @@ def _refuse_what_megatron_cannot_express(config: _Config) -> None:
     config.refuse_unless(full, "sliding_window", "null (full attention)")
     config.refuse_unless(not get("mlp_only_layers"), "mlp_only_layers", "[] (every layer has experts)")
     config.refuse_unless(get("decoder_sparse_step") == 1, "decoder_sparse_step", "1 (every layer has experts)")
+
+
+ARCHITECTURE = "architecture"
+"""Where the manifest of a checkpoint records it, among the counts."""
+KEYS = {
+    "family": "model_type",
+    "num_layers": "num_hidden_layers",
+    "ffn_hidden_size": "intermediate_size",
+    "num_heads": "num_attention_heads",
+    "num_kv_heads": "num_key_value_heads",
+    "norm_epsilon": "rms_norm_eps",
+    "max_positions": "max_position_embeddings",
+    "tied_embeddings": "tie_word_embeddings",
+    "experts.count": "num_experts",
+    "experts.active": "num_experts_per_tok",
+    "experts.ffn_hidden_size": "moe_intermediate_size",
+    "experts.normalise_top_k": "norm_topk_prob",
+}
+"""config.json's names for the fields of an architecture, where they differ."""
+
+
+def architecture_differences(architecture: Architecture, other: Mapping[str, Any]) -> list[str]:
+    """`rms_norm_eps: 1e-06 and 1e-05` for each field that differs.
+
+    Args:
+        other: another architecture as `dataclasses.asdict` gives it; it may have been through JSON.
+    """
+    ours, theirs = _flat(asdict(architecture)), _flat(other)
+    return [
+        f"{KEYS.get(name, name)}: {ours.get(name, 'none')} and {theirs.get(name, 'none')}"
+        for name in dict.fromkeys((*ours, *theirs))
+        if ours.get(name) != theirs.get(name)
+    ]
+
+
+def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """Nested values under names with dots."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{before}{name}.") if isinstance(value, Mapping) else {f"{before}{name}": value}
+    return flat
 
 
 def rope_inverse_frequencies(architecture: Architecture) -> Tensor:

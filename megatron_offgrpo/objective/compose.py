@@ -140,11 +140,6 @@ def results(metrics: Metrics) -> dict[str, float]:
     return values
 
 
-def needs_reference(objective: ObjectiveConfig) -> bool:
-    """Whether the loss reads reference log-probs: for its KL term, or inside the surrogate."""
-    return bool(objective.beta) or "ref" in needs_of(objective.surrogate).takes
-
-
 def _surrogate(terms: TokenTerms, logp: Tensor, function: Callable[..., Any], reduce: ReduceTrajectories) -> Tensor:
     """The surrogate of each row [R]; the value of a trajectory or group stands in each of its rows."""
     needs = needs_of(function)

@@ -16,6 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
+from megatron_offgrpo.config import ObjectiveConfig
+
 Unit = Literal["token", "trajectory", "group"]
 Extra = Literal["ref", "on_policy"]
 Behaviour = Literal["optional", "on_policy", "required"]
@@ -49,3 +51,8 @@ def needs_of(surrogate: Callable[..., Any]) -> Needs:
     while isinstance(surrogate, functools.partial):
         surrogate = surrogate.func
     return getattr(surrogate, "needs", Needs())
+
+
+def needs_reference(objective: ObjectiveConfig) -> bool:
+    """Whether the loss reads reference log-probs: for its KL term, or inside the surrogate."""
+    return bool(objective.beta) or "ref" in needs_of(objective.surrogate).takes

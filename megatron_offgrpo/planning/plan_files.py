@@ -13,7 +13,7 @@ from megatron_offgrpo.planning.plan import ARRAYS, Plan, arrays_fingerprint
 from megatron_offgrpo.planning.settings import plan_settings
 
 ARRAYS_FILE = "plan.npz"
-REMEDY = "run `offgrpo plan` again"
+REMEDY = "offgrpo plan RECIPE"
 
 
 def save_plan(plan: Plan, path: str | Path) -> None:
@@ -23,33 +23,41 @@ def save_plan(plan: Plan, path: str | Path) -> None:
         write_manifest(folder, plan.manifest)
 
 
-def load_plan(path: str | Path) -> Plan:
+def load_plan(path: str | Path, *, remedy: str = REMEDY) -> Plan:
     """Reads a plan.
+
+    Args:
+        remedy: the command that makes it.
 
     Raises:
         DataError: no finished plan there, or its arrays are damaged.
     """
     folder = Path(path)
-    manifest = read_manifest(folder, "plan", remedy=f"{REMEDY} to write {folder}")
+    manifest = read_manifest(folder, "plan", remedy=remedy)
     file = folder / ARRAYS_FILE
     try:
         with np.load(file, allow_pickle=False) as arrays_file:
             arrays = {name: arrays_file[name] for name in ARRAYS}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as cause:
-        raise DataError(f"unreadable plan ({cause})", where=str(file), remedy=REMEDY) from None
+        raise DataError(f"unreadable plan ({cause})", where=str(file), remedy=remedy) from None
     if arrays_fingerprint(arrays) != manifest.fingerprint:
         raise DataError(
             "the plan's arrays do not fit its manifest",
             where=str(file),
             expected=f"fingerprint {manifest.fingerprint}",
             got=arrays_fingerprint(arrays),
-            remedy=REMEDY,
+            remedy=remedy,
         )
     return Plan(manifest=manifest, **arrays)
 
 
-def require_settings(plan: Plan, plan_config: PlanConfig, objective: ObjectiveConfig, *, where: str) -> None:
+def require_settings(
+    plan: Plan, plan_config: PlanConfig, objective: ObjectiveConfig, *, where: str, remedy: str = REMEDY
+) -> None:
     """Refuses a plan that was made with other settings than the run's.
+
+    Args:
+        remedy: the command that makes it.
 
     Raises:
         DataError: naming the first differing field with both values.
@@ -64,5 +72,5 @@ def require_settings(plan: Plan, plan_config: PlanConfig, objective: ObjectiveCo
                     where=where,
                     expected=value,
                     got=recorded,
-                    remedy=REMEDY,
+                    remedy=remedy,
                 )

@@ -5,7 +5,7 @@ from megatron_offgrpo.parallel import portable  # noqa: F401  # isort: skip
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from checkpoints_conversion.safe_load import load_tensors
 from megatron_offgrpo.artifacts import Manifest, read_manifest, write_manifest
 from megatron_offgrpo.config import CheckpointFormat
 from megatron_offgrpo.errors import CheckpointError
+from megatron_offgrpo.model.hf_config import ARCHITECTURE
 from megatron_offgrpo.parallel.runtime import Placement
 from megatron_offgrpo.training.checkpoint_folder import (
     best_up_to,
@@ -64,14 +65,17 @@ def load_weights(student: Student, checkpoint: Path) -> None:
     student.optimizer.reload_model_params()
 
 
-def load_all(student: Student, checkpoint: Path) -> dict[str, Any]:
+def load_all(student: Student, checkpoint: Path, command: str = "offgrpo train RECIPE") -> dict[str, Any]:
     """Fills model and optimizer, and returns the unsharded rest (iteration, ...); for a resumed run.
+
+    Args:
+        command: what was typed to train, for the remedy.
 
     Raises:
         CheckpointError: it is sharded, and another layout wrote it; or as for `load_weights`.
     """
     manifest = read_manifest(checkpoint, "checkpoint", remedy=START_OVER)
-    require_loadable(student, manifest, checkpoint)
+    require_loadable(student, manifest, checkpoint, command)
     model = model_state(student)
     optimizer = optimizer_state(student, model, format_of(manifest), is_loading=True)
     loaded = load_tensors({"model": model, "optimizer": optimizer}, checkpoint)
@@ -163,7 +167,13 @@ class CheckpointWriter:
         self.finish()
         state = saved_state(student, iteration, format)
         num_bytes = self._total(local_bytes(state))
-        counts = {**manifest.counts, "iteration": iteration, "format": format, "layout": layout_of(student)}
+        counts = {
+            **manifest.counts,
+            "iteration": iteration,
+            "format": format,
+            "layout": layout_of(student),
+            ARCHITECTURE: asdict(student.architecture),
+        }
         # A writer process that outlived a killed run may still be busy with the name of then.
         token = on_all_ranks(time.time_ns, self.place)[0]
         temporary = self.folder / f".{iteration_folder(self.folder, iteration).name}.{token}.tmp"

@@ -19,6 +19,7 @@ from checkpoints_conversion.megatron_lm_args import args_of
 from megatron_offgrpo.artifacts import Manifest
 from megatron_offgrpo.config import CheckpointFormat
 from megatron_offgrpo.errors import CheckpointError
+from megatron_offgrpo.model.hf_config import ARCHITECTURE, architecture_differences
 from megatron_offgrpo.training.student import Student
 
 _SHARDING_TYPE = {"sharded": "dp_reshardable", "reshardable": "fully_reshardable"}
@@ -151,12 +152,21 @@ def format_of(manifest: Manifest) -> CheckpointFormat:
     return found
 
 
-def require_loadable(student: Student, manifest: Manifest, checkpoint: Path) -> None:
-    """Refuses a sharded checkpoint that another layout wrote.
+def require_loadable(student: Student, manifest: Manifest, checkpoint: Path, command: str) -> None:
+    """Refuses a checkpoint of another architecture, and a sharded one that another layout wrote.
 
     Raises:
-        CheckpointError: it says which layout wrote it, which is asked for, and the command that makes it reshardable.
+        CheckpointError: it lists the fields that differ; or says which layout wrote it, which is asked for, and the
+            command that makes it reshardable.
     """
+    recorded = manifest.counts.get(ARCHITECTURE)
+    differing = architecture_differences(student.architecture, recorded) if recorded is not None else []
+    if differing:
+        raise CheckpointError(
+            "config.json is not that of this checkpoint (config.json and checkpoint: " + "; ".join(differing) + ")",
+            where=str(checkpoint),
+            remedy="put the model's own config.json back, or choose another --set paths.output=FOLDER",
+        )
     if format_of(manifest) == "reshardable":
         return
     written, wanted = manifest.counts["layout"], layout_of(student)
@@ -168,9 +178,9 @@ def require_loadable(student: Student, manifest: Manifest, checkpoint: Path) -> 
         where=str(checkpoint),
         expected=_described(written),
         got=_described(wanted),
-        remedy=f"make it loadable in any layout: offgrpo train {manifest.config['name']} --reshard "
+        remedy=f"make it loadable in any layout: {command} --reshard "
         + " ".join(options)
-        + " (with your other options), then start this command again",
+        + ", then start this command again",
     )
 
 

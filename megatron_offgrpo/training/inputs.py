@@ -8,8 +8,15 @@ from megatron_offgrpo.artifacts import Manifest, fingerprint_of, require_input
 from megatron_offgrpo.config import RunConfig
 from megatron_offgrpo.config_values import to_dict
 from megatron_offgrpo.data.store import TrajectoryStore
-from megatron_offgrpo.model.hf_config import Architecture, read_architecture
-from megatron_offgrpo.objective.compose import needs_reference
+from megatron_offgrpo.data.vocabulary import require_known_ids
+from megatron_offgrpo.errors import ConfigError
+from megatron_offgrpo.model.hf_config import (
+    ARCHITECTURE,
+    Architecture,
+    architecture_differences,
+    read_architecture,
+)
+from megatron_offgrpo.objective.needs import needs_reference
 from megatron_offgrpo.planning.plan import Plan, build_plan, validation_plan
 from megatron_offgrpo.planning.plan_files import load_plan, require_settings
 from megatron_offgrpo.training.checkpoint_folder import require_latest
@@ -36,8 +43,8 @@ class Inputs:
 def open_inputs(run: RunConfig) -> Inputs:
     """Opens store, plan, reference and initial checkpoint, and refuses what does not belong together."""
     store = TrajectoryStore.open(run.paths.store)
-    plan = load_plan(run.paths.plan)
-    remedy = f"offgrpo plan {run.name}"
+    remedy = run.command("plan")
+    plan = load_plan(run.paths.plan, remedy=remedy)
     require_input(
         plan.manifest,
         "store",
@@ -46,12 +53,13 @@ def open_inputs(run: RunConfig) -> Inputs:
         other=run.paths.store,
         remedy=remedy,
     )
-    require_settings(plan, run.plan, run.objective, where=run.paths.plan)
+    require_settings(plan, run.plan, run.objective, where=run.paths.plan, remedy=remedy)
     initial, weights = require_latest(run.paths.megatron)
+    architecture = open_architecture(run, store, weights)
     reference = None
     if needs_reference(run.objective):
-        wanted = inputs_of(store, weights.fingerprint, run.model.precision)
-        reference = open_reference(run.paths.reference, store, wanted, recipe=run.name)
+        wanted = inputs_of(store, weights.fingerprint, run.model.precision, architecture)
+        reference = open_reference(run.paths.reference, store, wanted, remedy=run.command("reference"))
     validation = validation_plan(store, run.plan, run.objective) if run.validation.every_steps else None
     fingerprints = {
         "store": store.manifest.fingerprint,
@@ -69,7 +77,32 @@ def open_inputs(run: RunConfig) -> Inputs:
         counts={"steps": plan.num_steps},
         config=config,
     )
-    return Inputs(store, plan, validation, reference, initial, manifest, read_architecture(run.paths.hf_model))
+    return Inputs(store, plan, validation, reference, initial, manifest, architecture)
+
+
+def open_architecture(run: RunConfig, store: TrajectoryStore, weights: Manifest) -> Architecture:
+    """The student's architecture, after its config.json was found to fit the checkpoint and the store.
+
+    Args:
+        weights: manifest of the checkpoint; one of another program records no architecture.
+
+    Raises:
+        ConfigError: no such model, or the checkpoint was written with another architecture.
+        DataError: the store has token ids beyond the vocabulary, which Megatron's padding rows would take.
+    """
+    hf = run.paths.hf_model
+    architecture = read_architecture(hf)
+    recorded = weights.counts.get(ARCHITECTURE)
+    differing = architecture_differences(architecture, recorded) if recorded is not None else []
+    if differing:
+        raise ConfigError(
+            "config.json is not that of the checkpoint (config.json and checkpoint: " + "; ".join(differing) + ")",
+            where=f"{hf}/config.json",
+            remedy=f"offgrpo convert hf-to-megatron --hf {hf} --megatron {run.paths.megatron} --overwrite, "
+            "or --set paths.hf_model=FOLDER",
+        )
+    require_known_ids(store.largest_id, architecture.vocab_size, hf, where=str(store.path))
+    return architecture
 
 
 def leave_out(inputs: Inputs, trajectories: Sequence[int], run: RunConfig) -> Inputs:

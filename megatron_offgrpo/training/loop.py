@@ -58,7 +58,7 @@ def train(run: RunConfig, place: Placement, *, force: bool = False) -> bool:
     if place.is_writer:
         if force:
             clear(output)
-        open_run(output, inputs.manifest, run.name)
+        open_run(output, inputs.manifest, start_over=run.command("train", "--force"))
     dist.barrier()
     _seed(run.seed)
     quarantine = read_quarantine(output, inputs.store)
@@ -164,7 +164,7 @@ class _Training:
         if newest is None:
             checkpoint.load_weights(self.student, self.inputs.initial)
         else:
-            iteration = int(checkpoint.load_all(self.student, newest)["iteration"])
+            iteration = int(checkpoint.load_all(self.student, newest, self.run.command("train"))["iteration"])
             self.has_learnt = True
             if self.place.is_writer:
                 say(f"train: resumed from {newest}")

@@ -14,7 +14,6 @@ from megatron_offgrpo.artifacts import MANIFEST, read_manifest
 from megatron_offgrpo.config import RunConfig
 from megatron_offgrpo.config_values import to_dict
 from megatron_offgrpo.data.store import TrajectoryStore
-from megatron_offgrpo.model.hf_config import read_architecture
 from megatron_offgrpo.parallel.runtime import Placement
 from megatron_offgrpo.planning.assignment import assign
 from megatron_offgrpo.planning.plan import reference_order
@@ -23,6 +22,7 @@ from megatron_offgrpo.progress import progress, say
 from megatron_offgrpo.training.batch import Batch, Member, build_batch
 from megatron_offgrpo.training.checkpoint import load_weights
 from megatron_offgrpo.training.checkpoint_folder import require_latest
+from megatron_offgrpo.training.inputs import open_architecture
 from megatron_offgrpo.training.reference_cache import inputs_of, write_reference
 from megatron_offgrpo.training.student import Student, build_student, run_packs
 from megatron_offgrpo.training.watchdog import Watchdog
@@ -37,14 +37,15 @@ def compute_reference(run: RunConfig, place: Placement, *, force: bool = False) 
     """Computes REFERENCE at `paths.reference`; a finished one from the same inputs is kept unless `force`."""
     store = TrajectoryStore.open(run.paths.store)
     checkpoint, manifest = require_latest(run.paths.megatron)
-    inputs = inputs_of(store, manifest.fingerprint, run.model.precision)
+    architecture = open_architecture(run, store, manifest)
+    inputs = inputs_of(store, manifest.fingerprint, run.model.precision, architecture)
     if not force and _is_current(Path(run.paths.reference), inputs):
         if place.is_writer:
             say(f"reference: {run.paths.reference} is up to date")
         return
     with Watchdog(Path(run.paths.reference).parent, place.rank, run.fault.timeout_seconds) as watchdog:
         watchdog.alive("loading")
-        with closing(build_student(read_architecture(run.paths.hf_model), run)) as student:
+        with closing(build_student(architecture, run)) as student:
             load_weights(student, checkpoint)
             logprobs = reference_logprobs(student, store, run, place, alive=watchdog.alive)
         watchdog.alive("writing the reference")

@@ -4,7 +4,7 @@ It depends on the store, the weights, the tokenizer and the precision alone and 
 plan, seed, pack length, layout or objective reads the same cache.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from megatron_offgrpo.artifacts import Manifest, atomic_folder, fingerprint_of, 
 from megatron_offgrpo.artifacts import write_manifest as write_artifact_manifest
 from megatron_offgrpo.data.store import TrajectoryStore
 from megatron_offgrpo.errors import DataError
+from megatron_offgrpo.model.hf_config import Architecture
 from megatron_offgrpo.types import IntArray
 
 LOGPROBS_FILE = "logprobs.npy"
@@ -34,24 +35,30 @@ class ReferenceCache:
         return self.logprobs[self.offsets[trajectory] : self.offsets[trajectory + 1]]
 
 
-def inputs_of(store: TrajectoryStore, weights_fingerprint: str, precision: str) -> dict[str, str]:
+def inputs_of(
+    store: TrajectoryStore, weights_fingerprint: str, precision: str, architecture: Architecture
+) -> dict[str, str]:
     """What a cache depends on, by name."""
     return {
         "store": store.manifest.fingerprint,
         "tokenizer": store.manifest.inputs["tokenizer"],
         "weights": weights_fingerprint,
+        # Equal weights are another model with another rotary base or norm epsilon.
+        "architecture": fingerprint_of(asdict(architecture)),
         "precision": precision,
     }
 
 
-def open_reference(path: str | Path, store: TrajectoryStore, inputs: dict[str, str], *, recipe: str) -> ReferenceCache:
+def open_reference(path: str | Path, store: TrajectoryStore, inputs: dict[str, str], *, remedy: str) -> ReferenceCache:
     """The cache in `path`, after its inputs were found to be these.
+
+    Args:
+        remedy: the command that makes it.
 
     Raises:
         DataError: no cache, one made from other weights, tokenizer, store or precision, or a truncated file.
     """
     folder = Path(path)
-    remedy = f"offgrpo reference {recipe}"
     manifest = read_manifest(folder, "reference", remedy=remedy)
     for name, fingerprint in inputs.items():
         require_input(manifest, name, fingerprint, where=folder, other="in use", remedy=remedy)

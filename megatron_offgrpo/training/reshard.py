@@ -29,7 +29,7 @@ def reshard(run: RunConfig, place: Placement) -> None:
     inputs = open_inputs(run)
     output = Path(run.paths.output)
     if place.is_writer:
-        open_run(output, inputs.manifest, run.name)
+        open_run(output, inputs.manifest, start_over=run.command("train", "--force"))
     dist.barrier()
     with Watchdog(output, place.rank, run.fault.timeout_seconds) as watchdog:
         watchdog.alive("resharding")
@@ -41,7 +41,7 @@ def reshard(run: RunConfig, place: Placement) -> None:
         done = f"{newest} loads in any layout"
         if format_of(manifest) == "sharded":
             student = build_student(inputs.architecture, run)
-            rest = load_all(student, newest)
+            rest = load_all(student, newest, run.command("train"))
             writer.save(student, int(rest["iteration"]), replace(manifest, counts={}), "reshardable")
         else:
             done += " already"

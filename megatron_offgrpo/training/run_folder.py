@@ -29,7 +29,7 @@ _FREE_FIELDS = (
 )
 
 
-def open_run(folder: Path, manifest: Manifest, recipe: str) -> None:
+def open_run(folder: Path, manifest: Manifest, *, start_over: str) -> None:
     """Writes the run's manifest, or checks that the folder holds this very run.
 
     Raises:
@@ -45,7 +45,7 @@ def open_run(folder: Path, manifest: Manifest, recipe: str) -> None:
                 where=f"{folder}: {where}",
                 expected=before,
                 got=now,
-                remedy=f"choose another --set paths.output=FOLDER, or start over with: offgrpo train {recipe} --force",
+                remedy=f"choose another --set paths.output=FOLDER, or start over with: {start_over}",
             )
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -11,20 +11,24 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from checkpoints_conversion import hf_to_megatron, megatron_to_hf
+from checkpoints_conversion import hf_to_megatron, megatron_to_hf, verify
 from megatron_offgrpo.artifacts import MANIFEST
+from megatron_offgrpo.cli import training as cli
 from megatron_offgrpo.config import LayoutConfig, with_values
 from megatron_offgrpo.data.store import TrajectoryStore
 from megatron_offgrpo.errors import CheckpointError, ConfigError, DataError, TrainingError
+from megatron_offgrpo.model.hf_config import read_architecture
 from megatron_offgrpo.objective import surrogates
 from megatron_offgrpo.parallel import runtime
 from megatron_offgrpo.planning.plan import build_plan
 from megatron_offgrpo.planning.plan_files import load_plan, save_plan
 from megatron_offgrpo.training import loop, reference
+from megatron_offgrpo.training.checkpoint import load_all
 from megatron_offgrpo.training.checkpoint_folder import latest
 from megatron_offgrpo.training.run_folder import read_metrics
 from megatron_offgrpo.training.signals import StopRequest
-from tests.distributed.toy import in_folder, toy_run, write_hf_model, write_inputs, write_toy_store
+from megatron_offgrpo.training.student import build_student
+from tests.distributed.toy import VOCAB_SIZE, in_folder, toy_run, write_hf_model, write_inputs, write_toy_store
 
 NUM_STEPS = 4
 
@@ -188,6 +192,85 @@ def test_a_plan_of_another_store_is_refused(run, tmp_path):
     write_toy_store(tmp_path / "other", seed=1)
     with pytest.raises(DataError, match=r"this plan was made from another store.*offgrpo plan toy"):
         loop.open_inputs(replace(run, paths=replace(run.paths, store=str(tmp_path / "other"))))
+
+
+@pytest.mark.parametrize("beyond", [0, 1, 50])
+def test_token_ids_of_the_padding_are_never_computed(beyond, run, place, tmp_path, monkeypatch):
+    """The toy's 301 tokens fill 384 rows of Megatron's embedding, so that nothing would fail by itself."""
+    store = write_toy_store(tmp_path / "store", largest_id=VOCAB_SIZE - 1 + beyond)
+    assert store.largest_id == VOCAB_SIZE - 1 + beyond
+    paths = replace(run.paths, store=str(store.path), reference=str(tmp_path / "ref"), plan=str(tmp_path / "plan"))
+    run = replace(run, paths=paths)
+    without_hf = replace(run, paths=replace(paths, hf_model=str(tmp_path / "none")))
+    got = VOCAB_SIZE - 1 + beyond
+    refused = rf"store: token ids beyond the model's vocabulary; expected ids below {VOCAB_SIZE} .*; got {got}; "
+    for asked in (run, without_hf) if beyond else ():
+        monkeypatch.setattr("megatron_offgrpo.recipe.load_recipe", lambda *_, asked=asked: asked)
+        with pytest.raises(DataError, match=refused):
+            cli.plan("toy")
+        assert not (tmp_path / "plan").exists()
+    save_plan(build_plan(store, run.plan, run.objective), paths.plan)
+    if not beyond:
+        reference.compute_reference(run, place)
+        assert loop.train(run, place) is True
+        return
+    with pytest.raises(DataError, match=refused):
+        reference.compute_reference(run, place)
+    # A reference from elsewhere does not help.
+    without_kl = with_values(run, objective={"beta": 0.0})
+    with pytest.raises(DataError, match=refused):
+        loop.train(without_kl, place)
+
+
+def test_a_config_that_is_not_the_checkpoints_is_refused(run, prepared, place, tmp_path):
+    hf = shutil.copytree(prepared / "hf", tmp_path / "hf")
+    config = json.loads((hf / "config.json").read_text())
+    (hf / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-4}))
+    other = replace(run, paths=replace(run.paths, hf_model=str(hf)))
+    for start in (loop.train, reference.compute_reference):
+        with pytest.raises(ConfigError, match=r"config\.json: .*\(.*rms_norm_eps: 0\.0001 and 1e-06\).*--overwrite"):
+            start(other, place)
+
+
+def test_the_same_weights_with_another_config_are_another_reference_and_another_run(run, prepared, place, tmp_path):
+    hf = shutil.copytree(prepared / "hf", tmp_path / "hf")
+    config = json.loads((hf / "config.json").read_text())
+    (hf / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-4}))
+    hf_to_megatron(hf, tmp_path / "megatron")
+    other = replace(run, paths=replace(run.paths, hf_model=str(hf), megatron=str(tmp_path / "megatron")))
+    with pytest.raises(DataError, match="this reference was made from another architecture"):
+        loop.open_inputs(other)
+    without_kl = with_values(run, objective={"beta": 0.0})
+    assert loop.train(without_kl, place) is True
+    student = build_student(read_architecture(hf), without_kl)
+    with pytest.raises(CheckpointError, match=r"config\.json is not that .*rms_norm_eps: 0\.0001 and 1e-06"):
+        load_all(student, latest(Path(run.paths.output) / "checkpoints"))
+
+
+def test_a_trained_checkpoint_records_its_architecture(prepared, tmp_path):
+    hf = shutil.copytree(prepared / "hf", tmp_path / "hf")
+    checkpoints = prepared / "train" / "checkpoints"
+    assert verify(hf, checkpoints, compare_logits=False).differing_fields == ()
+    config = json.loads((hf / "config.json").read_text())
+    (hf / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 1024}))
+    found = verify(hf, checkpoints, compare_logits=False)
+    assert found.differing_fields == ("max_position_embeddings: 1024 and 512",)
+
+
+def test_remedies_name_what_was_typed(run, tmp_path, place):
+    typed = replace(run, typed="my_recipes:toy --set plan.seed=0")
+
+    def missing(name):
+        return replace(typed, paths=replace(run.paths, **{name: str(tmp_path / "none")}))
+
+    for stage in ("plan", "reference"):
+        with pytest.raises(DataError, match=rf"remedy: offgrpo {stage} my_recipes:toy --set plan\.seed=0$"):
+            loop.open_inputs(missing(stage))
+    with pytest.raises(DataError, match=r"remedy: offgrpo plan my_recipes:toy --set plan\.seed=0$"):
+        loop.open_inputs(with_values(typed, plan={"max_pack_tokens": 128}))
+    assert loop.train(typed, place) is True
+    with pytest.raises(ConfigError, match=r"offgrpo train my_recipes:toy --set plan\.seed=0 --force$"):
+        loop.train(with_values(typed, optimizer={"lr": 2e-3}), place)
 
 
 def test_a_reference_of_other_weights_or_precision_is_refused(run, prepared, tmp_path):

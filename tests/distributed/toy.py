@@ -44,10 +44,12 @@ def architecture(kind: str) -> Architecture:
     return architecture_of(hf_config(kind))
 
 
-def write_toy_store(path: Path, num_groups: int = 8, seed: int = 0, num_validation: int = 0) -> TrajectoryStore:
+def write_toy_store(
+    path: Path, num_groups: int = 8, seed: int = 0, num_validation: int = 0, largest_id: int = 0
+) -> TrajectoryStore:
     """Groups of four random trajectories of uneven length; mixed, all-positive and all-negative ones; some mu.
 
-    The last `num_validation` groups are set apart for validation.
+    The last `num_validation` groups are set apart for validation. One token of the last group is `largest_id`.
     """
     import numpy as np
 
@@ -79,6 +81,8 @@ def write_toy_store(path: Path, num_groups: int = 8, seed: int = 0, num_validati
                 validation=group >= num_groups - num_validation,
             )
         )
+    if largest_id:
+        rows[-1].response_ids[1][0] = largest_id
     return write_store(path, rows, tokenizer_fingerprint="toy", inputs={}, counts={}, config={})
 
 

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from megatron_offgrpo import openai_server
 from megatron_offgrpo.data.tokenisation import load_tokenizer
 from megatron_offgrpo.errors import GenerationError
-from megatron_offgrpo.evaluation import server_backend
 from megatron_offgrpo.evaluation.benchmarks import load_benchmark
 from megatron_offgrpo.evaluation.generation import (
     BackendConfig,
@@ -277,7 +277,7 @@ def test_server_draws_what_the_engine_in_process_draws(server, hf, vllm, tmp_pat
         for index, scored in enumerate(backend.logprobs(whole)):
             # Log-probs of the sampled tokens are those of the model itself, not of temperature 2.
             np.testing.assert_allclose(scored[-len(seeded[index].token_ids) :], seeded[index].logprobs, atol=1e-4)
-    monkeypatch.setattr(server_backend, "RETRIES", 0)
+    monkeypatch.setattr(openai_server, "RETRIES", 0)
     with open_backend(BackendConfig(SHIPPED, "server", server_url=address, concurrency=2)) as backend:
         drawing = backend.generate(requests, SamplingSettings(2.0, 1.0, MAX_TOKENS, stop))
         next(drawing)

@@ -1,5 +1,7 @@
 """Recipes by name, and strict overrides."""
 
+import importlib
+import sys
 from functools import partial
 
 import pytest
@@ -8,7 +10,7 @@ from megatron_offgrpo.config import RunConfig
 from megatron_offgrpo.config_values import describe_callable, to_dict
 from megatron_offgrpo.errors import ConfigError
 from megatron_offgrpo.objective import advantages, surrogates
-from megatron_offgrpo.recipe import apply_override, list_recipes, load_recipe
+from megatron_offgrpo.recipe import apply_override, list_recipes, load_data_recipe, load_recipe
 
 
 def test_a_recipe_by_name_and_by_module():
@@ -97,3 +99,55 @@ def test_unknown_recipe_names_the_nearest():
 def test_a_function_that_is_no_recipe():
     with pytest.raises(ConfigError, match="not a recipe"):
         load_recipe("time:time")
+
+
+@pytest.mark.parametrize(
+    "name", [":", "a:", ":b", "::", "time:time:time", ".recipes:f", "recipes..x:f", "a b:c", "recipes.quickstart:"]
+)
+def test_a_recipe_that_is_no_name(name):
+    with pytest.raises(ConfigError, match=r"RECIPE: not a function's name; expected module:function; got '"):
+        load_recipe(name)
+    with pytest.raises(ConfigError, match="--recipe: not a function's name"):
+        load_data_recipe(name)
+
+
+@pytest.mark.parametrize(
+    ("code", "name", "message"),
+    [
+        ("", "mine:missing", r"RECIPE: no such function \(module 'mine' has no attribute 'missing'\)"),
+        ("", "missing_module:f", r"no such function \(No module named 'missing_module'\)"),
+        ("import absent_library", "mine:f", r"no such function \(No module named 'absent_library'\)"),
+        ("x = 1\n1 / 0", "mine:f", r"cannot be imported \(ZeroDivisionError: division by zero at .*mine\.py:2\)"),
+        ("def f(:", "mine:f", r"cannot be imported \(SyntaxError: invalid syntax"),
+        ("raise SystemExit(3)", "mine:f", r"cannot be imported \(SystemExit: 3 at .*mine\.py:1\)"),
+        ("from time import nothing", "mine:f", r"cannot be imported \(ImportError: cannot import name 'nothing'"),
+        ("f = 3", "mine:f", "not a function"),
+        (
+            "def f(size): ...",
+            "mine:f",
+            r"mine:f: the recipe fails \(TypeError: .*'size'.*without arguments that returns",
+        ),
+        ("def f():\n    return {}['a']", "mine:f", r"the recipe fails \(KeyError: 'a' at .*mine\.py:2\)"),
+        ("def f():\n    return 3", "mine:f", r"not a recipe; expected a function without arguments .* got int"),
+    ],
+)
+def test_a_module_that_holds_no_recipe(code, name, message, tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    importlib.invalidate_caches()
+    for load in (load_recipe, load_data_recipe):
+        with pytest.raises(ConfigError, match=message.replace("RECIPE", "(RECIPE|--recipe)")):
+            load(name)
+    with pytest.raises(ConfigError):
+        apply_override(load_recipe("quickstart"), f"objective.surrogate={name}x")
+
+
+def test_a_command_is_what_was_typed():
+    run = load_recipe("recipes.quickstart:quickstart", ["paths.store=my store", "plan.epochs=3"])
+    assert run.command("train", "--force") == (
+        "offgrpo train recipes.quickstart:quickstart --set 'paths.store=my store' --set plan.epochs=3 --force"
+    )
+    assert to_dict(run)["name"] == "quickstart"
+    assert "typed" not in to_dict(run)
+    assert to_dict(run) == to_dict(load_recipe("quickstart", ["paths.store=my store", "plan.epochs=3"]))

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from megatron_offgrpo.errors import OffgrpoError
-from megatron_offgrpo.objective.compose import needs_reference
+from megatron_offgrpo.objective.needs import needs_reference
 from megatron_offgrpo.progress import say
 from recipes.study import ARMS, Arm
 from tools.study.parent import end_with_parent

@@ -17,7 +17,7 @@ from megatron_offgrpo.config import RunConfig
 from megatron_offgrpo.config_values import to_dict
 from megatron_offgrpo.data.store import TrajectoryStore
 from megatron_offgrpo.errors import OffgrpoError, TrainingError
-from megatron_offgrpo.objective.compose import needs_reference
+from megatron_offgrpo.objective.needs import needs_reference
 from megatron_offgrpo.parallel import runtime
 from megatron_offgrpo.planning.plan import build_plan
 from megatron_offgrpo.planning.plan_files import save_plan

@@ -2,10 +2,13 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Ge, Le
 
 from megatron_offgrpo.artifacts import fingerprint_of
 from megatron_offgrpo.errors import ConfigError
+from megatron_offgrpo.ranges import Count, Natural, Ranged
 from recipes.study import MAX_RESPONSE_TOKENS
 from tools.study.models import ModelSize
 
@@ -18,28 +21,29 @@ MAX_TOKENS = MAX_RESPONSE_TOKENS
 
 
 @dataclass(frozen=True)
-class StudySettings:
+class StudySettings(Ranged):
     """Sizes; everything that a result depends on beside the arm, the learning rate and the seed."""
 
     root: Path
-    groups: int = 256
+    groups: Count = 256
     """Training problems of the core study."""
-    pool: int = 512
+    pool: Count = 512
     """Training problems with teacher solutions, from which the groups are taken."""
-    all_positive_percent: int | None = 75
+    all_positive_percent: Annotated[int, Ge(0), Le(100)] | None = 75
     """Share of all-positive groups in the core study; None takes the first `groups` as they are."""
-    solutions: int = 8
-    test: int = 200
-    skills: int = 100
-    validation: int = 120
-    validation_skills: int = 60
+    solutions: Count = 8
+    test: Count = 200
+    skills: Count = 100
+    validation: Count = 120
+    validation_skills: Count = 60
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     lrs: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3)
-    extensions: int = 2
+    extensions: Natural = 2
     """Rates tried beyond an end of the grid, where the best one stands there."""
     size: ModelSize = DEFAULT_SIZE
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.groups > self.pool:
             raise ConfigError("more groups than problems", where="groups", expected=f"<= {self.pool}", got=self.groups)
         if not self.seeds or SWEEP_SEED in self.seeds:

@@ -1,11 +1,13 @@
 """The whole stage on tiny inputs: what is stored, counted, reused and refused."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from transformers import AutoTokenizer
 
 from megatron_offgrpo.data.prepare import PrepareConfig, prepare, summary_lines
 from megatron_offgrpo.data.store import TrajectoryStore
@@ -162,3 +164,56 @@ def test_a_file_without_a_record_is_one_clear_error_even_beside_a_good_one(confi
 def test_impossible_settings(config, change):
     with pytest.raises(ConfigError):
         prepare(replace(config, **change))
+
+
+@pytest.fixture
+def model_dir(tokenizer_dir, tmp_path):
+    """The tokenizer in a folder that may hold a model's configuration too."""
+    return shutil.copytree(tokenizer_dir, tmp_path / "model")
+
+
+def write_config(model_dir, **values):
+    (model_dir / "config.json").write_text(json.dumps(values))
+
+
+@pytest.mark.parametrize("beyond", ["the text", "EOS", "the prompt"])
+def test_ids_beyond_the_models_vocabulary_are_refused(beyond, config, model_dir, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    size = len(tokenizer)
+    text, problem = RIGHT, "What is 1 + 1?"
+    if beyond == "EOS":
+        tokenizer.add_special_tokens({"eos_token": "<new-end>"})
+    elif beyond == "the text":
+        tokenizer.add_tokens(["<new>"])
+        text = f"<new>{RIGHT}"
+    else:
+        tokenizer.add_tokens(["<new>"])
+        problem = "<new> What is 1 + 1?"
+    tokenizer.save_pretrained(model_dir)
+    assert len(tokenizer) == size + 1
+    path = write_lines(tmp_path / "new.jsonl", [group("fits"), group("beyond", problem=problem, texts=[RIGHT, text])])
+    config = replace(config, inputs=(str(path),), tokenizer=str(model_dir))
+    write_config(model_dir, vocab_size=size)
+    line = 1 if beyond == "EOS" else 2
+    message = rf"new\.jsonl:{line}: token ids beyond the model's vocabulary; expected ids below {size} .*; got {size}; "
+    with pytest.raises(DataError, match=message):
+        prepare(config)
+    assert not (tmp_path / "store").exists()
+    # The last row of the embedding is one of the model's own.
+    write_config(model_dir, vocab_size=size + 1)
+    assert prepare(config).largest_id == size
+
+
+def test_a_larger_tokenizer_whose_surplus_does_not_occur_is_taken(config, model_dir):
+    largest = prepare(replace(config, tokenizer=str(model_dir))).largest_id
+    write_config(model_dir, vocab_size=largest + 1)
+    assert prepare(replace(config, tokenizer=str(model_dir), force=True)).largest_id == largest
+    write_config(model_dir, vocab_size=largest)
+    with pytest.raises(DataError, match="beyond the model's vocabulary"):
+        prepare(replace(config, tokenizer=str(model_dir), force=True))
+
+
+@pytest.mark.parametrize("values", [{}, {"vocab_size": None}, {"model_type": "bert"}])
+def test_a_config_without_a_vocabulary_says_nothing(values, config, model_dir):
+    write_config(model_dir, **values)
+    assert prepare(replace(config, tokenizer=str(model_dir))).num_groups

@@ -1,17 +1,25 @@
 """The evaluation from sampling to metrics, with a back end that answers by rule."""
 
+import importlib
 import json
+import shutil
 
 import pytest
 from transformers.utils import chat_template_utils as chat_utils
 
 from megatron_offgrpo.cli.evaluation import evaluate_command, summary_lines
+from megatron_offgrpo.data.grading import Grade, GradingPool
+from megatron_offgrpo.data.judge import Judge
 from megatron_offgrpo.errors import ConfigError, DataError, GenerationError
 from megatron_offgrpo.evaluation import sampling
 from megatron_offgrpo.evaluation.evaluate import EvaluationConfig, correctness, evaluate, read_graded, summarise
+from megatron_offgrpo.evaluation.generate import GenerateConfig, generate
 from megatron_offgrpo.evaluation.generation import BackendConfig, Completion, seed_of
+from megatron_offgrpo.evaluation.task import make_task
 from tests.unit.reporting.run_folder import write_small_store
 from tools.base_student import CHAT_TEMPLATE, make_model, make_tokenizer
+
+evaluating = importlib.import_module("megatron_offgrpo.evaluation.evaluate")
 
 
 @pytest.fixture(scope="module")
@@ -349,3 +357,72 @@ def test_temperature_0_takes_one_sample(model, benchmark_file, tmp_path, backend
     evaluate(config(model, benchmark_file, tmp_path / "out", temperature=0.0, samples=1))
     assert len(backend.seen) == 2  # the same evaluation
     assert capsys.readouterr().err.count("temperature 0") == 0
+
+
+@pytest.mark.parametrize("backend_name", ["hf", "vllm", "server"])
+def test_a_prompt_beyond_the_models_vocabulary_is_refused(backend_name, model, benchmark_file, tmp_path, monkeypatch):
+    larger = shutil.copytree(model, tmp_path / "larger")
+    tokenizer = make_tokenizer(0)
+    size = json.loads((model / "config.json").read_text())["vocab_size"]
+    tokenizer.add_tokens([f"<t{number}>" for number in range(size - len(tokenizer) + 2)])
+    tokenizer.save_pretrained(larger)
+    monkeypatch.setattr("megatron_offgrpo.evaluation.task.choose_backend", lambda name: name)
+    engine = BackendConfig(larger, backend_name)
+    settings = EvaluationConfig(larger, benchmark_file, tmp_path / "out", samples=1, backend=engine)
+    # The surplus does not occur in these prompts.
+    assert make_task(settings).questions
+    last = tokenizer.convert_ids_to_tokens(size)
+    benchmark_file.write_text(json.dumps({"id": "z", "problem": f"{last} 1+1?", "answer": "2"}) + "\n")
+    message = rf"prompt of z: token ids beyond the model's vocabulary; expected ids below {size} .*; got {size}; "
+    with pytest.raises(DataError, match=message):
+        evaluate(settings)
+    with pytest.raises(DataError, match=message):
+        generate(GenerateConfig(larger, benchmark_file, tmp_path / "groups.jsonl", backend=BackendConfig(larger, "hf")))
+
+
+def test_an_end_token_that_the_model_cannot_write_is_refused(model, benchmark_file, tmp_path):
+    larger = shutil.copytree(model, tmp_path / "larger")
+    tokenizer = make_tokenizer(0)
+    size = json.loads((model / "config.json").read_text())["vocab_size"]
+    tokenizer.add_tokens([f"<t{number}>" for number in range(size - len(tokenizer))])
+    tokenizer.chat_template = None  # its end of turn would be one that the model can write
+    tokenizer.add_special_tokens({"eos_token": "<end>"})
+    tokenizer.save_pretrained(larger)
+    (larger / "generation_config.json").unlink()
+    (larger / "chat_template.jinja").unlink()
+    values = json.loads((larger / "config.json").read_text())
+    (larger / "config.json").write_text(json.dumps({**values, "eos_token_id": None}))
+    with pytest.raises(DataError, match=rf"end token of the tokenizer: token ids beyond .* got {size}; "):
+        evaluate(config(larger, benchmark_file, tmp_path / "out", template="none"))
+
+
+def test_a_judge_settles_what_no_rule_reads(model, benchmark_file, tmp_path, monkeypatch, backend):
+    class Unsure(GradingPool):
+        """Its rules read no answer to the second problem."""
+
+        def grade(self, items):
+            pairs = list(items)
+            unsure = Grade(0, "unreadable", "two")
+            return [
+                unsure if gold == "4" else grade for (gold, _), grade in zip(pairs, super().grade(pairs), strict=True)
+            ]
+
+    class Yes(Judge):
+        def _reply(self, prompt):
+            assert "2+2?" in prompt
+            return "Verdict: EQUAL"
+
+    monkeypatch.setattr(evaluating, "GradingPool", Unsure)
+    monkeypatch.setattr(evaluating, "Judge", Yes)
+    plain = evaluate(config(model, benchmark_file, tmp_path / "out"))
+    assert (plain["accuracy"], plain["judge"]) == (0.25, None)
+    assert plain["statuses"]["unreadable"] == 2
+    judge = {"judge": "http://127.0.0.1:1/v1", "judge_model": "m"}
+    judged = evaluate(config(model, benchmark_file, tmp_path / "out", **judge))
+    assert (judged["accuracy"], judged["judge"]) == (0.75, {"equal": 2, "asked": 1})
+    assert any("2 answers that no rule reads, judged: equal 2" in line for line in summary_lines(judged))
+    assert {one["status"] for one in read_graded(tmp_path / "out")} == {"ok", "no_answer", "judged"}
+    assert (tmp_path / "out.judge.jsonl").read_text().count("\n") == 1
+    # Another judge is another evaluation.
+    other = evaluate(config(model, benchmark_file, tmp_path / "out", **{**judge, "judge_model": "n"}))
+    assert other["judge"] == {"equal": 2, "asked": 1}

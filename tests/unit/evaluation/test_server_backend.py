@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from megatron_offgrpo import openai_server
 from megatron_offgrpo.errors import ConfigError, GenerationError
-from megatron_offgrpo.evaluation import server_backend
 from megatron_offgrpo.evaluation.generation import (
     BackendConfig,
     Completion,
@@ -78,7 +78,7 @@ class ScriptedServer:
 
 @pytest.fixture
 def scripted(monkeypatch):
-    monkeypatch.setattr(server_backend, "RETRIES", 1)
+    monkeypatch.setattr(openai_server, "RETRIES", 1)
     scripted = ScriptedServer()
     yield scripted
     scripted.server.shutdown()
@@ -168,7 +168,7 @@ def test_a_server_that_dies_hands_out_what_was_finished(scripted):
 
 
 def test_no_server_at_all(monkeypatch):
-    monkeypatch.setattr(server_backend, "RETRIES", 0)
+    monkeypatch.setattr(openai_server, "RETRIES", 0)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"

@@ -11,6 +11,7 @@ from megatron_offgrpo.errors import CheckpointError, ConfigError, DataError
 from megatron_offgrpo.evaluation.generation import BackendConfig, open_backend
 from megatron_offgrpo.evaluation.weight_check import check_weights
 from megatron_offgrpo.training.reference_cache import inputs_of, write_reference
+from tests.distributed.toy import architecture
 from tests.unit.reporting.run_folder import write_small_store
 from tools.base_student import make_model, make_tokenizer
 
@@ -28,7 +29,7 @@ def paths(tmp_path_factory):
         scored = backend.logprobs([[*one.prompt_ids.tolist(), *one.response_ids.tolist()] for one in whole])
     # Prompts have two tokens, the first token of a sequence has no log-prob.
     reference = np.concatenate([np.array(values[1:], np.float32) for values in scored])
-    write_reference(root / "reference", reference, inputs_of(store, "w", "fp32"), {})
+    write_reference(root / "reference", reference, inputs_of(store, "w", "fp32", architecture("qwen2")), {})
     return root
 
 

@@ -1,5 +1,6 @@
 """The order of the commands, and what each waits for."""
 
+import inspect
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,6 +10,7 @@ import pytest
 from megatron_offgrpo.errors import ConfigError
 from megatron_offgrpo.launch.chain import ChainOptions, chain_of, from_json, to_json
 from megatron_offgrpo.launch.settings import LaunchSettings, expanded, local_script, signal_lead
+from recipes import objectives
 from recipes.quickstart import quickstart
 
 
@@ -65,6 +67,10 @@ def test_mistakes():
     run = quickstart()
     with pytest.raises(ConfigError, match=r"paths\.megatron: this path is empty"):
         steps_of(replace(run, paths=replace(run.paths, megatron="")))
+    without = replace(run, paths=replace(run.paths, reference=""))
+    with pytest.raises(ConfigError, match=r"paths\.reference: this path is empty"):
+        steps_of(without)
+    assert "reference" not in needs(steps_of(replace(without, objective=objectives.sft())))
     with pytest.raises(ConfigError, match=r"--gpus-per-node: torchrun needs a number"):
         LaunchSettings("torchrun", "/h", "/w", "python")
     with pytest.raises(ConfigError, match=r"--nodes: one machine only"):
@@ -139,3 +145,22 @@ def test_the_signal_comes_well_after_the_start(time, lead):
 def test_what_is_no_time_limit(time):
     with pytest.raises(ConfigError, match="not a time limit"):
         signal_lead(time)
+
+
+OBJECTIVES = {
+    name: make
+    for name, make in inspect.getmembers(objectives, inspect.isfunction)
+    if make.__module__ == objectives.__name__ and not name.startswith("_")
+}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_the_reference_pass_is_there_for_every_objective_that_reads_it(name):
+    objective = OBJECTIVES[name]()
+    # What the function itself asks for, or a KL term: worked out here without the project's rule.
+    surrogate = getattr(objective.surrogate, "func", objective.surrogate)
+    reads = objective.beta > 0 or "ref" in inspect.signature(surrogate).parameters
+    assert reads == (name in ("released", "blog", "asft", "dpo", "kto"))
+    steps = needs(steps_of(replace(quickstart(), objective=objective)))
+    assert ("reference" in steps) == reads
+    assert steps["train"] == (("reference",) if reads else ("convert", "plan"))

@@ -13,11 +13,11 @@ from megatron_offgrpo.objective import advantages, divergences, surrogates, traj
 from megatron_offgrpo.objective.compose import (
     StackedMetrics,
     TokenTerms,
-    needs_reference,
     offline_grpo_loss,
     results,
     to_metrics,
 )
+from megatron_offgrpo.objective.needs import needs_reference
 
 LN2 = math.log(2.0)
 OBJECTIVE = ObjectiveConfig(

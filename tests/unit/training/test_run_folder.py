@@ -146,7 +146,7 @@ def test_tensorboard_hides_steps_that_are_computed_again(tmp_path):
 def test_a_run_does_not_begin_where_nothing_can_be_written(tmp_path):
     message = r"the output folder cannot be written \(File too large\).*space, quota"
     with full_disk(), pytest.raises(ConfigError, match=message):
-        open_run(tmp_path / "train", MANIFEST, "toy")
+        open_run(tmp_path / "train", MANIFEST, start_over="offgrpo train toy --force")
 
 
 def test_an_outcome_that_cannot_be_written_is_said(tmp_path, monkeypatch, capsys):
