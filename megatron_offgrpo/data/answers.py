@@ -24,6 +24,8 @@ _DISPLAYED = re.compile(r"(?:\\\[(.+?)\\\]|\$\$(.+?)\$\$)", re.DOTALL)
 _CLAUSE = re.compile(r"(?:\$[^$\n]*\$|\\\([^\n]*?\\\)|[^\n。！？])+?(?=\n|[。！？]|[.!?](?:[*_\"')]*)(?:\s|$)|$)")
 _ASIDE = re.compile(r"\s*[,，;；(（]?\s*(?:\b(?:because|since|which|where|so that|as|so|hence|thus|but)\b|因为|由于|所以).*$", re.DOTALL)
 _MAX_CLAUSE = 200
+MAX_UNBOXED_CHARACTERS = 4000
+"""Without a box or a mark only the end of a solution is searched for its answer."""
 
 
 def final_part(text: str) -> str:
@@ -54,7 +56,7 @@ def final_answer(text: str) -> str | None:
         marked = [one for one in pattern.findall(text) if one.strip()]
         if marked:
             return str(marked[-1]).strip()
-    return _announced(text)
+    return _announced(text[-MAX_UNBOXED_CHARACTERS:])
 
 
 def reference_answer(reference: str) -> str:

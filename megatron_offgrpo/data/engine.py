@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from latex2sympy2_extended import NormalizationConfig
 from math_verify import LatexExtractionConfig, parse, verify
+from sympy import Expr, Float, Set, nan, zoo
+from sympy.logic.boolalg import Boolean
 
 Verdict = Literal["equal", "different", "unreadable"]
 
@@ -23,7 +25,7 @@ _NUMBER = re.compile(r"([+-]?)\s*(?:(\d+(?:\.\d*)?|\.\d+)|\\frac\s*{\s*(-?\d+)\s
 _DECIMAL = re.compile(r"[+-]?\s*\d*\.(\d+)")
 # What math-verify reads in part, or as something else than it means.
 _MISREAD = re.compile(
-    r"\d\s*_|\)\s*_|'|\\prime|!\s*!|\d\s+[\d.]|\d{4}-\d\d?-\d\d?|^\d\d?/\d\d?/\d{2,4}$|\\text|\\base|[^\x00-\x7f]"
+    r"\d\s*_|\)\s*_|'|\\prime|!\s*!|\d\s+[\d.]|\d{4}-\d\d?-\d\d?|^\d\d?/\d\d?/\d{2,4}$|\\text|\\frac\s*{\s*d\s*[A-Za-z]?\s*}\s*{\s*d\s*[A-Za-z]\s*}|[^\x00-\x7f]"
     r"|^(?:\\mathrm)?{?(?=.*_)(?:[A-Z][a-z]?\s*(?:_\s*(?:\d|{\s*\d+\s*}))?\s*){2,}}?$"
 )
 _LETTER_DIGIT = re.compile(r"[A-Za-z]\d")
@@ -188,24 +190,19 @@ def _equal(left: Any, right: Any, one: str, other: str) -> bool:
     numeric = _numeric(left, one, right, other)
     if numeric is not None:
         return numeric
-    truths = [expression for expression in (left, right) if _without_symbols(expression)]
-    if len(truths) == 2:
-        return type(left) is type(right) and len(left.args) == len(right.args) and all(
-            _verified(a, b) for a, b in zip(left.args, right.args, strict=True)
-        )
-    return _verified(left, right) or (_is_relation(left) != _is_relation(right) and _verified(right, left))
+    if _without_symbols(left) and _without_symbols(right):
+        return False  # 1=1 and 2=2 are both true, and say different things
+    if isinstance(left, Expr) and isinstance(right, Expr) and left.free_symbols != right.free_symbols:
+        return False
+    return _verified(left, right) or (isinstance(left, Set) and not isinstance(right, Set) and _verified(right, left))
 
 
 def _verified(left: Any, right: Any) -> bool:
     return bool(_attempt(lambda: verify(left, right, timeout_seconds=None, raise_on_error=True)))
 
 
-def _is_relation(expression: Any) -> bool:
-    return bool(getattr(expression, "is_Relational", False))
-
-
 def _without_symbols(expression: Any) -> bool:
-    return _is_relation(expression) and not expression.free_symbols
+    return isinstance(expression, Boolean) and not expression.free_symbols
 
 
 def _numeric(left: Any, one: str, right: Any, other: str) -> bool | None:
@@ -234,14 +231,12 @@ def _numeric(left: Any, one: str, right: Any, other: str) -> bool | None:
 
 def _value(expression: Any) -> tuple[bool, Any] | None:
     """(no floating-point number in it, its value to 50 digits) of a finite number."""
-    import sympy
-
-    if not isinstance(expression, sympy.Expr) or expression.free_symbols:
+    if not isinstance(expression, Expr) or expression.free_symbols:
         return None
     done = expression.doit()
-    if not done.is_number or done.is_finite is False or done in (sympy.nan, sympy.zoo):
+    if not done.is_number or done.is_finite is False or done in (nan, zoo):
         return None
-    exact = not done.has(sympy.Float)
+    exact = not done.has(Float)
     return exact, (done if done.is_Rational else done.evalf(50))
 
 

@@ -15,13 +15,11 @@ from typing import Any
 
 from math_verify import parse
 
-from megatron_offgrpo.data.answers import final_answer, final_part, reference_answer
+from megatron_offgrpo.data.answers import MAX_UNBOXED_CHARACTERS, final_answer, final_part, reference_answer
 from megatron_offgrpo.data.references import fault
 from megatron_offgrpo.data.verdict import compare
 
 MAX_EXTRACTED_CHARACTERS = 500
-MAX_UNBOXED_CHARACTERS = 4000
-"""Where nothing announces an answer only the end of a solution is searched: math-verify's patterns are slow."""
 
 
 @lru_cache(maxsize=256)

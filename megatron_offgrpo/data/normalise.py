@@ -5,6 +5,7 @@ from collections.abc import Callable
 from fractions import Fraction
 
 from megatron_offgrpo.data.unicode_latex import as_latex
+from megatron_offgrpo.data.units import unit_of
 
 Rule = tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]
 
@@ -64,15 +65,25 @@ def _based(match: re.Match[str]) -> str:
     return digits if number == 10 else f"{digits}_{{{number}}}"
 
 
+def _lowered(formula: str) -> str:
+    """`H2O` as `H_{2}O`."""
+    return _FORMULA_INDEX.sub(r"_{\1}", formula)
+
+
 def _money(match: re.Match[str]) -> str:
     return f" {match['number']} {_CURRENCIES[match['sign']]} "
 
 
 _MARKUP = _rules(
+    (r"(?<=[\w)])\*\*(?=[\w(])", "^"),
     (r"^\s*#+\s+", ""),
     (r"\*\*\s*([^*]+?)\s*\*\*", r" \1 "), (r"(?<!\w)__([^_]+)__(?!\w)", r"\1"), (r"(?<![\w*)}])\*(?=\S)([^*]+?)(?<=\S)\*(?![\w*({])", r"\1"),
     (r"`+([^`]+)`+", r"\1"), (r"</?answer>", " "),
 )  # fmt: skip
+
+_FORMULA_INDEX = re.compile(r"(?<=[A-Za-z)])(\d+)")
+_FORMULA = re.compile(r"(?=.*\d)(?:\(?[A-Z][a-z]?\d*\)?\d*){2,}")
+"""A chemical formula without its indices lowered."""
 
 _COMMANDS = _rules(
     (r"\\\\(?=[A-Za-z])(?!.*\\begin)", r"\\"),
@@ -91,7 +102,12 @@ _COMMANDS = _rules(
     (r"(?<=\\degree) *(\d+(?:\.\d+)?)\s*(?:'|\^{?\\prime}?)", r" \1 arcminute "), (r"(?<=arcminute) *(\d+(?:\.\d+)?)\s*(?:''|\"|\^{?\\prime\\prime}?)", r" \1 arcsecond "),
     (r"\\degree", " degree "), (r"(\d)\s*(?:''|\")(?!\w)", r"\1 in "), (r"^(\s*\d+)\s*'(?=\s*\d|\s*$)", r"\1 ft "),
     (r"\\(?:p|b|)mod(?![A-Za-z])\s*" + _GROUP, r" mod \1 "), (r"\\(?:p|b|)mod(?![A-Za-z])", " mod "),
-    (r"\\ce\s*" + _GROUP, r" \1 "),
+    (r"\\ce\s*" + _GROUP, lambda match: " " + _lowered(match[1]) + " "),
+    (r"[(\[]\s*\\begin\s*{array}(?:\s*{[^}]*})?(.*?)\\end\s*{array}\s*[)\]]", r"\\begin{pmatrix}\1\\end{pmatrix}"),
+    (r"(\\{\s*\(?[A-Za-z][^{}|:\d]*):", r"\1|"),
+    (r"¢", " cent "), (r"(?<=\d)\s*[xX]\s*(?=10\s*\^)|(?<=\d)\s+[xX]\s+(?=\d)", r" \\times "),
+    (r"(?<![A-Za-z\\])sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"), (r"(?<![A-Za-z\\])(?:infinity|infty)(?![A-Za-z])", r"\\infty "),
+    (r"(?<![A-Za-z\\])(pi|sin|cos|tan|cot|sec|csc|log|ln|exp|arcsin|arccos|arctan|sinh|cosh|tanh)(?![A-Za-z])", r"\\\1 "),
     (r"(1\s*\^?{?\s*st|2\s*\^?{?\s*nd|3\s*\^?{?\s*rd|\d\s*\^?{?\s*(?:\\(?:text|mathrm)\s*{\s*)?th)(?![A-Za-z])\s*}*", lambda match: f"{match[1][0]} th "),
 )  # fmt: skip
 _TEXTS = re.compile(
@@ -107,7 +123,7 @@ _NUMBERS = _rules(
     (r"(?<![\d.,\w])([1-9]\d{0,2})((?: \d{3})+)(?![\d])", lambda match: match[1] + match[2].replace(" ", "")),
     (r"(?<![A-Za-z\\\d.])(" + _NUMBER + r")\s?[eE]([+-]?\d+)(?![\w.])", lambda match: rf"({match[1]}\times 10^{{{int(match[2])}}})"),
     (r"(?<![\w.}])(?P<digits>0[bB][01]+)(?!\w)", lambda match: f"{match[1][2:].lstrip('0') or '0'}_{{2}}"),
-    (r"(?<![\w.])\(?(?P<digits>\d[\dA-Fa-f]*)\)?\s*_\s*{?\s*\(?(?P<base>\d+|two|three|four|five|six|seven|eight|nine|ten|twelve|sixteen)\)?\s*}?(?!\w)", _based),
+    (r"(?<![\w.])\(?(?P<digits>\d[\dA-Fa-f]*)\)?\s*_\s*{?\s*\(?(?:base\s*)?(?P<base>\d+|two|three|four|five|six|seven|eight|nine|ten|twelve|sixteen)\)?\s*}?(?!\w)", _based),
     (r"(?<![\w.])\(?(?P<digits>[A-Fa-f]*\d[\dA-Fa-f]*)\)?\s*_\s*{\s*(?P<base>\d\d)\s*}(?!\w)", _based),
     (r"(?<![\w.])(?P<digits>\d[\dA-Fa-f]*)\s*\(?\s*(?:in\s+)?base[\s-]*(?P<base>\d+|[a-z]+)\s*\)?", _based),
     (r"(?P<whole>\d+)\.(?P<fixed>\d*)\\(?:overline|bar|dot)\s*{?\s*(?P<period>\d+)\s*}?", _repeating),
@@ -127,6 +143,18 @@ _PREFIX = re.compile(
     r"|^\s*(?:approximately|about|exactly|equals?|is|约为?|大约|\\approx|\\therefore|=(?!=))\s*:?\s*(?=\S)",
     re.IGNORECASE,
 )  # fmt: skip
+_UNIT_FRACTION = re.compile(r"\\frac\s*{\s*([A-Za-z]+)\s*}\s*{\s*([A-Za-z]+)\s*}")
+_ONES = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen"
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
+_NUMBER_WORDS = {word: number for number, word in enumerate(_ONES.split())} | {
+    word: 10 * number for number, word in enumerate(_TENS.split(), 2)
+}
+_NUMBER_WORDS |= {word: number for number, word in enumerate("零一二三四五六七八九十")} | {"两": 2}
+_NUMBER_WORD = re.compile(
+    rf"^((?:{'|'.join(_TENS.split())})(?:[\s-](?:{'|'.join(_ONES.split()[1:10])}))?|{'|'.join(reversed(_ONES.split()))}|[零一二三四五六七八九十两](?=\s*[个元人]|$))(?![A-Za-z])",
+    re.IGNORECASE,
+)
+"""A number in words at the beginning of an answer."""
 _DELIMITERS = re.compile(r"\\[()\[\]]|\$\$")
 _MAX_CHARACTERS = 2000
 
@@ -153,7 +181,20 @@ def plain(text: str) -> str:
         text = unwrapped
     text = _PREFIX.sub("", text, count=1)
     text = _applied(_NUMBERS, _comma_thousands(text))
-    return _without_stop(" ".join(text.split()))
+    text = _without_stop(" ".join(_UNIT_FRACTION.sub(_unit_quotient, text).split()))
+    text = _lowered(text) if _FORMULA.fullmatch(text) else text
+    return _NUMBER_WORD.sub(_number_of_words, text)
+
+
+def _unit_quotient(match: re.Match[str]) -> str:
+    """`\frac{km}{h}` as `km/h`; of single letters, as in `\frac{m}{s}`, it may be algebra."""
+    upper, lower = match[1], match[2]
+    are_units = unit_of(upper) is not None and unit_of(lower) is not None and len(upper + lower) > 2
+    return f" {upper}/{lower}" if are_units else match.group()
+
+
+def _number_of_words(match: re.Match[str]) -> str:
+    return str(sum(_NUMBER_WORDS[word] for word in re.split(r"[\s-]+", match[1].casefold())))
 
 
 def _applied(rules: tuple[Rule, ...], text: str) -> str:
@@ -174,7 +215,7 @@ def _without_dollars(text: str) -> str:
     r"""Dollars that delimit go; one alone before a number is money, `\$`."""
     bare = re.findall(r"(?<!\\)\$", text)
     if len(bare) == 1:
-        return re.sub(r"(?<!\\)\$\s*(?=[\d.])", r"\\$", text).replace("$", " ") if re.search(r"\$\s*[\d.]", text) and r"\$" not in text else re.sub(r"(?<!\\)\$", " ", text)
+        text = re.sub(r"(?<!\\)\$\s*(?=[\d.])", r"\\$", text)
     return re.sub(r"(?<!\\)\$", " ", text)
 
 

@@ -222,7 +222,8 @@ def _is_word(tokens: list[str], index: int, after_word: bool) -> bool:
     if token == "mod" or token in ("am", "pm"):
         return True
     previous = next((one for one in reversed(tokens[:index]) if not one.isspace()), "")
-    after_number = bool(previous) and (previous[0].isdigit() or previous in (")", "}", "]"))
+    after_number = bool(previous) and (previous[0].isdigit() or previous in (")", "}", "]", r"\pi"))
+    after_value = after_number or (bool(before) and before.isspace() and len(previous) == 1 and previous.isalpha())
     if len(token) == 1:
         is_unit = after_number and not glued_before and token in _UNIT_LETTERS
         ends = not following or following[0].isdigit() or following == "/" or following == "^"
@@ -233,5 +234,5 @@ def _is_word(tokens: list[str], index: int, after_word: bool) -> bool:
         return len(token) > 3 and bool(_VOWEL.search(token)) and before not in ("_", "^")
     if following in _OPERATORS or previous in _OPERATORS - {"(", ")"}:
         is_function = following == "(" and tokens[index + 1] == "("
-        return (len(token) > 3 and bool(_VOWEL.search(token))) or (unit_of(token) is not None and after_number and not is_function)
-    return len(token) > 2 or token.casefold() in _SHORT_WORDS or (unit_of(token) is not None and after_number)
+        return (len(token) > 3 and bool(_VOWEL.search(token))) or (unit_of(token) is not None and after_value and not is_function)
+    return len(token) > 2 or token.casefold() in _SHORT_WORDS or (unit_of(token) is not None and after_value)

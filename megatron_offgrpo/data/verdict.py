@@ -16,6 +16,8 @@ _NAMED = re.compile(
     r"\s*(?:[A-Za-z]|\\[a-z]+)(?:_\s*(?:{[^{}]*}|\w))?\s*'*(?:\([A-Za-z, ]*\))?\s*(?:=(?!=)|\\in(?![A-Za-z])|\\equiv(?![A-Za-z]))\s*(.+)", re.DOTALL
 )
 _INTRODUCED = re.compile(r"\s*(?:[^\W\d]+(?:[ '-][^\W\d]+)*)\s*(?:=|:|\bis\b|\bare\b|为|是)\s*(?=.*\d)(.+)", re.DOTALL)
+_SPAN = re.compile(r"\s*([\d.]+)\s*(?:to|~|至|到)\s*([\d.]+)\s*")
+"""`3 to 5`: a range or a ratio."""
 _HARD_WORDS = NEVER_COUNTED - set("of to from by the and for are is point power".split())
 
 
@@ -58,6 +60,12 @@ def _compare(one: str, other: str) -> Verdict:
         if (found[0] is None) != (found[1] is None):
             shorter = [match[1].strip() if match else text for match, text in zip(found, (one, other), strict=True)]
             if _compare(shorter[0], shorter[1]) == "equal":
+                return "equal"
+    spans = [_SPAN.fullmatch(one), _SPAN.fullmatch(other)]
+    if (spans[0] is None) != (spans[1] is None):
+        for dash in (":", "-"):
+            texts = [match[1] + dash + match[2] if match else text for match, text in zip(spans, (one, other), strict=True)]
+            if _compare(texts[0], texts[1]) == "equal":
                 return "equal"
     return verdict
 
