@@ -1,6 +1,7 @@
 """Where the final answer of a solution stands."""
 
 import re
+from collections.abc import Iterator
 
 THINK_END = "</think>"
 # A box (over-escaped ones too), then what hides a brace (a line break is no escape), then the braces that count.
@@ -12,8 +13,8 @@ _BETWEEN = re.compile(
     r"|\\?[A-Za-z](?:_{?\w+}?)?\s*=)*",
     re.DOTALL,
 )
-_TAGGED = re.compile(r"<answer>\s*(.*?)\s*</answer>", re.DOTALL | re.IGNORECASE)
-_MARKED = re.compile(r"####[ \t]*([^\n]*\S)")
+_TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
+_MARKED = re.compile(r"####[ \t]*(\S[^\n]*)")
 _ENGLISH = (
     r"\b(?:final|correct|right)?\s*(?:answers?|choice)\b(?:\s+(?:to|for|of)\b[^.\n:：]{0,80}?)?[*_]*\s*(?:\b(?:is|are|was|would be|should be|must be)\b\s*[:：]?|[:：=])"
     r"|\b(?:option|choice)\s+(?=\(?[A-Z]\b)"
@@ -24,6 +25,8 @@ _DISPLAYED = re.compile(r"(?:\\\[(.+?)\\\]|\$\$(.+?)\$\$)", re.DOTALL)
 _CLAUSE = re.compile(r"(?:\$[^$\n]*\$|\\\([^\n]*?\\\)|[^\n。！？])+?(?=\n|[。！？]|[.!?](?:[*_\"')]*)(?:\s|$)|$)")
 _ASIDE = re.compile(r"\s*[,，;；(（]?\s*(?:\b(?:because|since|which|where|so that|as|so|hence|thus|but)\b|因为|由于|所以).*$", re.DOTALL)
 _MAX_CLAUSE = 200
+_MAX_DISPLAYED = 1000
+_MAX_ANNOUNCED = 20
 MAX_UNBOXED_CHARACTERS = 4000
 """Without a box or a mark only the end of a solution is searched for its answer."""
 
@@ -52,11 +55,13 @@ def final_answer(text: str) -> str | None:
         found = _joined(text, [(start, end, inner) for kind, start, end, inner in boxes if kind == name])
         if found is not None:
             return found
-    for pattern in (_TAGGED, _MARKED):
-        marked = [one for one in pattern.findall(text) if one.strip()]
-        if marked:
-            return str(marked[-1]).strip()
-    return _announced(text[-MAX_UNBOXED_CHARACTERS:])
+    tagged = _tagged(text)
+    if tagged:
+        return tagged
+    marked = _MARKED.findall(text)
+    if marked:
+        return str(marked[-1]).strip()
+    return next(announced_answers(text), None)
 
 
 def reference_answer(reference: str) -> str:
@@ -101,18 +106,31 @@ def _joined(text: str, boxes: list[tuple[int, int, str]]) -> str | None:
     return content if len(distinct) == 1 else ", ".join(distinct)
 
 
-def _announced(text: str) -> str | None:
-    for match in reversed(list(_ANNOUNCED.finditer(text))):
+def _tagged(text: str) -> str | None:
+    """What stands in the last pair of `<answer>` tags."""
+    opened, found = None, None
+    for match in _TAG.finditer(text):
+        if not match[1]:
+            opened = match.end()
+        elif opened is not None:
+            found, opened = text[opened : match.start()].strip() or found, None
+    return found
+
+
+def announced_answers(text: str) -> Iterator[str]:
+    """What follows "answer is", "option", 答案是 and the like in the end of a text, the last one first."""
+    text = text[-MAX_UNBOXED_CHARACTERS:]
+    for match in reversed(list(_ANNOUNCED.finditer(text))[-_MAX_ANNOUNCED:]):
         before = text[max(0, match.start() - 12) : match.start()].lower()
         if re.search(r"\b(?:not|no)(?:\s+the)?\s*$", before):
             continue
-        rest = text[match.end() :]
+        rest = text[match.end() : match.end() + _MAX_DISPLAYED]
         displayed = _DISPLAYED.match(rest)
         if displayed:
-            return (displayed[1] or displayed[2]).strip()
-        clause = _CLAUSE.match(rest)
+            yield (displayed[1] or displayed[2]).strip()
+            continue
+        clause = _CLAUSE.match(rest[:_MAX_CLAUSE])
         if clause:
-            answer = _ASIDE.sub("", clause.group()[:_MAX_CLAUSE]).strip(" *_\t,;:")
+            answer = _ASIDE.sub("", clause.group()).strip(" *_\t,;:")
             if any(letter.isalnum() for letter in answer) or answer in ("∞", "∅"):
-                return answer
-    return None
+                yield answer

@@ -10,21 +10,15 @@ import os
 import resource
 import signal
 import sys
-from functools import lru_cache
 from typing import Any
 
 from math_verify import parse
 
 from megatron_offgrpo.data.answers import MAX_UNBOXED_CHARACTERS, final_answer, final_part, reference_answer
-from megatron_offgrpo.data.references import fault
+from megatron_offgrpo.data.references import reference_fault
 from megatron_offgrpo.data.verdict import compare
 
 MAX_EXTRACTED_CHARACTERS = 500
-
-
-@lru_cache(maxsize=256)
-def gold_fault(gold: str) -> str | None:
-    return fault(reference_answer(gold))
 
 
 def found_answer(text: str) -> str | None:
@@ -52,7 +46,7 @@ def grade(gold: str, text: str) -> dict[str, Any]:
     """Whether the final answer of `text` equals `gold`."""
     if not gold.strip():
         return {"reward": 0, "status": "empty_gold", "extracted": None}
-    if gold_fault(gold) is not None:
+    if reference_fault(gold) is not None:
         return {"reward": 0, "status": "unreadable_gold", "extracted": None}
     answer = found_answer(text)
     if answer is None:

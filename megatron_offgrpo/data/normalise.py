@@ -228,7 +228,7 @@ def _comma_thousands(text: str) -> str:
 
 
 def _without_stop(text: str) -> str:
-    while text.endswith((".", "。", "!", ",", ";", ":")) and not text.endswith("..") and len(text) > 1:
+    while text.endswith((".", "!", ",", ";", ":")) and not text.endswith("...") and len(text) > 1:
         if text.endswith("!") or re.search(r"(?:^|[\s.])[A-Za-z]\.[A-Za-z]\.$", text):
             break
         text = text[:-1].rstrip()

@@ -2,6 +2,8 @@
 
 import re
 
+from megatron_offgrpo.data.answers import reference_answer
+
 _PLACEHOLDERS = frozenset(
     "proof|prove|proved|proven|notfound|not found|n/a|na|n.a.|none|null|nil|nan|unknown|tbd|todo|missing|no answer|not available"
     "|not applicable|not given|not provided|omitted|error|#ref!|#n/a|#value!|see above|see below|undefined answer"
@@ -25,6 +27,11 @@ _SYMBOLS = re.compile(r"\\(?:emptyset|varnothing|infty|pi|phi|alpha|beta|gamma|t
 MAX_WORDS = 25
 """Longer texts of words are explanations: no solution repeats them word for word."""
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
+
+
+def reference_fault(reference: str) -> str | None:
+    """Why no solution could match a record's reference answer, its box or mark taken off; None where one could."""
+    return fault(reference_answer(reference))
 
 
 def fault(reference: str) -> str | None:

@@ -7,7 +7,7 @@ from fractions import Fraction
 from functools import lru_cache
 
 from megatron_offgrpo.data.choices import bare_letter, choice_letter
-from megatron_offgrpo.data.engine import Verdict, same_mathematics, squeezed
+from megatron_offgrpo.data.engine import Verdict, number, same_mathematics, squeezed
 from megatron_offgrpo.data.normalise import plain
 from megatron_offgrpo.data.structure import Bracket, Leaf, Listing, Matrix, Node, Phrase, structure
 from megatron_offgrpo.data.units import NEVER_COUNTED, SCALES, measure, unit_of
@@ -162,7 +162,9 @@ def _phrases(one: Node, other: Node) -> Verdict:
         if quantity and isinstance(plain_one, Leaf) and not quantity.compound:
             return _bare(quantity, plain_one.text)
     if not (isinstance(one, Phrase) and isinstance(other, Phrase)):
-        return "different"
+        phrase, mathematics = (one, other) if isinstance(one, Phrase) else (other, one)
+        clear = number(mathematics.text) is not None and not any(isinstance(part, Leaf) for part in phrase.parts)
+        return "different" if clear else "unreadable"
     if len(one.parts) != len(other.parts):
         return "different"
     return _all(_parts(a, b) for a, b in zip(one.parts, other.parts, strict=True))

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from string import ascii_uppercase
 from typing import Any
 
+from megatron_offgrpo.data.fields import plain_number
+
 Record = dict[str, Any]
 
 
@@ -53,7 +55,7 @@ def open_question(*names: str, answer: str = "answer", id: str | None = None) ->
     def read(record: Record) -> Asked:
         problem = next((record[name] for name in names if record.get(name)), "")
         value = record.get(answer)
-        return Asked(str(problem), "" if value is None else str(value), _id(record, id))
+        return Asked(str(problem), "" if value is None else _answer_text(value), _id(record, id))
 
     return read
 
@@ -66,7 +68,7 @@ def gsm8k(record: Record) -> Asked:
 def olympiadbench(record: Record) -> Asked:
     """`final_answer` is a list, nearly always of one text; several are one list of answers."""
     answers = record["final_answer"]
-    text = ", ".join(str(one) for one in answers) if isinstance(answers, list) else str(answers)
+    text = ", ".join(map(_answer_text, answers)) if isinstance(answers, list) else _answer_text(answers)
     context = f"{record['context']}\n\n" if record.get("context") else ""
     return Asked(context + record["question"], text, _id(record, "id"))
 
@@ -95,6 +97,10 @@ def arc(record: Record) -> Asked:
     labels, texts = list(record["choices"]["label"]), list(record["choices"]["text"])
     letter = ascii_uppercase[labels.index(record["answerKey"])]
     return Asked(record["question"], letter, _id(record, "id"), tuple(texts))
+
+
+def _answer_text(value: Any) -> str:
+    return plain_number(value) if isinstance(value, float) else str(value)
 
 
 def _id(record: Record, name: str | None) -> str | None:

@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
+from megatron_offgrpo.data.fields import plain_number
 from megatron_offgrpo.errors import ConfigError, DataError
 from megatron_offgrpo.evaluation.benchmark_table import TABLE, Benchmark, HubSource
 from megatron_offgrpo.progress import say
@@ -178,7 +179,7 @@ def _text(record: dict[str, Any], names: tuple[str, ...], where: str) -> str:
     for name in names:
         value = record.get(name)
         if isinstance(value, int | float) and not isinstance(value, bool):
-            return str(value)
+            return plain_number(value)
         if isinstance(value, str) and value.strip():
             return value
         if value is not None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_offgrpo.data.fields import plain_number
 from megatron_offgrpo.data.grading import GradingPool
 from megatron_offgrpo.errors import ConfigError, DataError
 from megatron_offgrpo.evaluation.grading import Solution, score
@@ -136,7 +137,9 @@ def _parse(line: bytes) -> tuple[dict[str, Any], Solution]:
         json.dumps(record, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError:
         raise _Malformed("a lone surrogate, which no UTF-8 file can hold") from None
-    return record, Solution(str(record["answer"]), record["text"], choices)
+    answer = record["answer"]
+    gold = answer if isinstance(answer, str) else plain_number(answer)
+    return record, Solution(gold, record["text"], choices)
 
 
 def _no_constant(name: str) -> Any:

@@ -6,7 +6,6 @@ from typing import Any
 
 from megatron_offgrpo.artifacts import MANIFEST, Manifest, fingerprint_of, fingerprint_of_files
 from megatron_offgrpo.config_values import to_dict
-from megatron_offgrpo.data.grading import GradingPool
 from megatron_offgrpo.errors import ConfigError, DataError
 from megatron_offgrpo.evaluation.benchmarks import Question, find_benchmark
 from megatron_offgrpo.evaluation.generation import (
@@ -123,14 +122,13 @@ def without_unreadable(task: Task) -> Task:
     open_ones = [one for one in questions if not one.choices]
     if not open_ones:
         return task
-    with GradingPool(1, config.grading_seconds) as pool:
-        bad = {open_ones[index].problem_id for index in unreadable_golds((one.answer for one in open_ones), pool)}
+    bad = {open_ones[index].problem_id: kind for index, kind in unreadable_golds(one.answer for one in open_ones).items()}
     if not bad:
         return task
-    shown = [f"{one.problem_id}: {one.answer!r}" for one in questions if one.problem_id in bad]
+    shown = [f"{one.problem_id}: {one.answer!r} ({bad[one.problem_id]})" for one in questions if one.problem_id in bad]
     if not config.leave_out_unreadable or len(bad) == len(questions):
         raise DataError(
-            f"{len(bad)} of {len(questions)} reference answers cannot be read as mathematics",
+            f"{len(bad)} of {len(questions)} reference answers cannot be read",
             where=str(config.benchmark),
             got="; ".join(shown[:5]) + ("; ..." if len(shown) > 5 else ""),
             remedy="mend them, or pass --leave-out-unreadable (they are then counted, not scored)",

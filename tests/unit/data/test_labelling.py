@@ -96,6 +96,6 @@ def test_a_group_that_can_have_no_label_says_why(pool):
     empty, unreadable, ungiven = make("", r"\boxed{2}"), make(r"\text{}", r"\boxed{2}"), make("2", "a", "b")
     no_gold, bad_gold = label_groups([empty, unreadable], ("math-verify", "given"), pool)
     assert (no_gold.reason, no_gold.field) == ("empty reference answer", "answer")
-    assert (bad_gold.reason, bad_gold.field) == ("unreadable reference answer", "answer")
+    assert (bad_gold.reason, bad_gold.field) == ("unreadable reference answer (empty)", "answer")
     (no_reward,) = label_groups([ungiven], ("given",), pool)
     assert no_reward.reason == "no reward given"
