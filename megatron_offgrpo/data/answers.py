@@ -6,7 +6,9 @@ from collections.abc import Iterator
 THINK_END = "</think>"
 # A box (over-escaped ones too), then what hides a brace (a line break is no escape), then the braces that count.
 _BRACES = re.compile(r"\\{1,2}(?:boxed|fbox)\s*\{|\\\\|\\[{}]|[{}]")
-_BARE_BOX = re.compile(r"\\{1,2}boxed\s*(?=[^\s{])(-?\d+(?:[.,]\d+)*(?:/\d+)?|-?\\[dt]?frac\s*(?:\d\s*\d|{[^{}]*}\s*{[^{}]*})|\\?[A-Za-z]+)")
+_BARE_BOX = re.compile(
+    r"\\{1,2}boxed\s*(?=[^\s{])(-?\d+(?:[.,]\d+)*(?:/\d+)?|-?\\[dt]?frac\s*(?:\d\s*\d|{[^{}]*}\s*{[^{}]*})|\\?[A-Za-z]+)"
+)
 # Between two boxes that are one answer: and, or, commas, delimiters, and the name of the next value.
 _BETWEEN = re.compile(
     r"(?=.*(?:,|;|&|\band\b|\bor\b|和|或|、|以及|，))(?:[\s,;&$~、，]|\\[()\[\],;:! ]|\\q?quad|\band\b|\bor\b|\\text\s*{\s*,?\s*(?:and|or)\s*}|和|或|以及"
@@ -23,7 +25,9 @@ _CHINESE = r"(?:答案|结果|答)\s*(?:应该?)?(?:为|是|等于|[:：])\s*[:�
 _ANNOUNCED = re.compile(rf"(?:(?i:{_ENGLISH})|{_CHINESE})[ \t]*[*_]*\s*(?:(?i:option|choice|that)\s+)?")
 _DISPLAYED = re.compile(r"(?:\\\[(.+?)\\\]|\$\$(.+?)\$\$)", re.DOTALL)
 _CLAUSE = re.compile(r"(?:\$[^$\n]*\$|\\\([^\n]*?\\\)|[^\n。！？])+?(?=\n|[。！？]|[.!?](?:[*_\"')]*)(?:\s|$)|$)")
-_ASIDE = re.compile(r"\s*[,，;；(（]?\s*(?:\b(?:because|since|which|where|so that|as|so|hence|thus|but)\b|因为|由于|所以).*$", re.DOTALL)
+_ASIDE = re.compile(
+    r"\s*[,，;；(（]?\s*(?:\b(?:because|since|which|where|so that|as|so|hence|thus|but)\b|因为|由于|所以).*$", re.DOTALL
+)
 _MAX_CLAUSE = 200
 _MAX_DISPLAYED = 1000
 _MAX_ANNOUNCED = 20
@@ -75,7 +79,9 @@ def reference_answer(reference: str) -> str:
 def _boxes(text: str) -> list[tuple[str, int, int, str]]:
     """(boxed or fbox, start, end, content) of the boxes that are in no other of the same name, in their order."""
     found: list[tuple[str, int, int, str]] = []
-    open_braces: list[tuple[str, int, int] | None] = []  # a box's name, start and start of content; None for other braces
+    open_braces: list[
+        tuple[str, int, int] | None
+    ] = []  # a box's name, start and start of content; None for other braces
     for match in _BRACES.finditer(text):
         token = match.group()
         if token == "}":

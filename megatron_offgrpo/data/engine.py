@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from latex2sympy2_extended import NormalizationConfig
 from math_verify import LatexExtractionConfig, parse, verify
-from sympy import Expr, Float, Set, nan, zoo
+from sympy import Basic, Expr, Float, I, Integral, MatrixBase, Product, Rational, Set, Sum, Symbol, Union, nan, zoo
+from sympy.core.relational import Relational
 from sympy.logic.boolalg import Boolean
 
 Verdict = Literal["equal", "different", "unreadable"]
@@ -26,23 +27,30 @@ _DECIMAL = re.compile(r"[+-]?\s*\d*\.(\d+)")
 # What math-verify reads in part, or as something else than it means.
 _MISREAD = re.compile(
     r"\d\s*_|\)\s*_|'|\\prime|!\s*!|\d\s+[\d.]|\d{4}-\d\d?-\d\d?|^\d\d?/\d\d?/\d{2,4}$|\\text|\\frac\s*{\s*d\s*[A-Za-z]?\s*}\s*{\s*d\s*[A-Za-z]\s*}|[^\x00-\x7f]"
+    r"|^\s*\([a-hivx]{1,4}\)\s*\S.*\([a-hivx]{1,4}\)"
     r"|^(?:\\mathrm)?{?(?=.*_)(?:[A-Z][a-z]?\s*(?:_\s*(?:\d|{\s*\d+\s*}))?\s*){2,}}?$"
 )
-_LETTER_DIGIT = re.compile(r"[A-Za-z]\d")
+_LETTER_DIGIT = re.compile(r"(?<![_^{A-Za-z])[A-Za-z]\s*\d+(?![\d.]|\s*\^)")
 _COMMAND = re.compile(r"\\[A-Za-z]+")
 _LONG_RUN = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{4,}")
 _RANGE = re.compile(r"\s*(\d+)\s*-\s*(\d+)\s*")
 _CLOCK = re.compile(r"\d{1,2}(?::[0-5]\d){1,2}")
 _RATIO = re.compile(r"[^:]+(?::[^:]+){2,}")
+_IMAGINARY = re.compile(r"(?<=\d)i(?![A-Za-z])")
 _TOKENS = re.compile(r"\\[A-Za-z]+|\d+(?:\.\d+)?|[A-Za-z]|.", re.DOTALL)
+_DIGITS = 60
+"""Digits to which math-verify compares: it takes a difference below 10 to the minus this as none."""
 _SAME_DIGITS = 6
 """Decimals from which on a rounded decimal stands for the exact value."""
 _FLOAT_NOISE = Fraction(1, 10**15)
 
 
+_KEPT_BLANK = re.compile(r"(?<=[A-Za-z])\s+(?=[A-Za-z])|(?<=[\d.])\s+(?=[\d.])")
+
+
 def squeezed(text: str) -> str:
     """`text` without blanks and without braces around one sign."""
-    text = re.sub(r"{\s*([A-Za-z0-9])\s*}", r"\1", re.sub(r"(?<=[A-Za-z])\s+(?=[A-Za-z])", "\x00", text))
+    text = re.sub(r"{\s*([A-Za-z0-9])\s*}", r"\1", _KEPT_BLANK.sub("\x00", text))
     return re.sub(r"\s+", "", text).replace("\x00", " ")
 
 
@@ -66,6 +74,15 @@ def same_mathematics(one: str, other: str) -> Verdict:
     if not _equal(left, right, one, other):
         return "different"
     return "equal" if _read_whole(one) and _read_whole(other) else "unreadable"
+
+
+def same_set(relations: tuple[str, ...], other: str) -> Verdict:
+    """Whether the numbers that satisfy one or another of `relations` are the set `other`."""
+    parts, whole = [read(relation) for relation in relations], read(other)
+    if whole is None or None in parts or not all(_read_whole(text) for text in (*relations, other)):
+        return "unreadable"
+    union = _attempt(lambda: Union(*(part.as_set() for part in parts)))
+    return "unreadable" if union is None else _decided(_verified(union, whole))
 
 
 def _decided(equal: bool) -> Verdict:
@@ -105,7 +122,10 @@ def _rounds(text: str, decimal: Fraction, exact: Fraction) -> bool:
     if abs(decimal) * scale < 10**4:
         return False
     scaled = abs(exact) * scale
-    return (decimal < 0) == (exact < 0) and abs(decimal) * scale in (round(scaled), scaled.numerator // scaled.denominator)
+    return (decimal < 0) == (exact < 0) and abs(decimal) * scale in (
+        round(scaled),
+        scaled.numerator // scaled.denominator,
+    )
 
 
 def _same_range(one: str, other: str) -> bool | None:
@@ -137,7 +157,7 @@ def _same_ratio(one: str, other: str) -> bool | None:
 
 def misread(text: str) -> bool:
     """Whether math-verify is known to read `text` in part or as something else."""
-    bare = _COMMAND.sub(" ", text)
+    bare = _COMMAND.sub("#", text)
     return bool(_MISREAD.search(text) or _LETTER_DIGIT.search(bare) or _LONG_RUN.search(bare))
 
 
@@ -149,12 +169,25 @@ def read(text: str) -> Any | None:
 
 def _parsed(text: str) -> Any | None:
     try:
-        found = parse(rf"\boxed{{{text}}}", _CONFIG, fallback_mode="no_fallback", parsing_timeout=None, raise_on_error=True)
+        spaced = _IMAGINARY.sub(" i", text)  # math-verify takes the i of `2i` for another one than that of `2 i`
+        found = parse(
+            rf"\boxed{{{spaced}}}", _CONFIG, fallback_mode="no_fallback", parsing_timeout=None, raise_on_error=True
+        )
     except MemoryError:
         raise
     except Exception:  # math-verify's parser raises whatever its grammar and sympy raise on text that is no mathematics
         return None
-    return found[0] if found else None
+    return _exact(found[0]) if found else None
+
+
+def _exact(expression: Any) -> Any:
+    """The expression with its decimals as fractions, which have no rounding to be tolerant of, and i as the number."""
+    if not isinstance(expression, Basic | MatrixBase):
+        return expression
+    exact: dict[Any, Any] = {one: Rational(str(one)) for one in expression.atoms(Float)}
+    if isinstance(expression, Expr) and not expression.has(Sum, Product, Integral):
+        exact |= {one: I for one in expression.atoms(Symbol) if one.name == "i"}
+    return expression.xreplace(exact) if exact else expression
 
 
 @lru_cache(maxsize=1024)
@@ -192,13 +225,17 @@ def _equal(left: Any, right: Any, one: str, other: str) -> bool:
         return numeric
     if _without_symbols(left) and _without_symbols(right):
         return False  # 1=1 and 2=2 are both true, and say different things
+    if any(isinstance(relation, Relational) and relation.lhs == relation.rhs for relation in (left, right)):
+        return False
     if isinstance(left, Expr) and isinstance(right, Expr) and left.free_symbols != right.free_symbols:
         return False
     return _verified(left, right) or (isinstance(left, Set) and not isinstance(right, Set) and _verified(right, left))
 
 
 def _verified(left: Any, right: Any) -> bool:
-    return bool(_attempt(lambda: verify(left, right, timeout_seconds=None, raise_on_error=True)))
+    return bool(
+        _attempt(lambda: verify(left, right, numeric_precision=_DIGITS, timeout_seconds=None, raise_on_error=True))
+    )
 
 
 def _without_symbols(expression: Any) -> bool:
@@ -210,34 +247,33 @@ def _numeric(left: Any, one: str, right: Any, other: str) -> bool | None:
     values = [_attempt(lambda expression=expression: _value(expression)) for expression in (left, right)]
     if values[0] is None or values[1] is None:
         return None
-    (exact_left, first), (exact_right, second) = values
+    first, second = values
     if first == second:
         return True
     if not first or not second:
         return False
-    if first.is_Rational and second.is_Rational and exact_left and exact_right:
-        return False
-    digits = 30 if exact_left and exact_right else 12
-    if abs(first - second) <= abs(first) * 10**-digits:
+    if not (first.is_Rational and second.is_Rational) and abs(first - second) <= abs(first) * 10**-30:
         return True
     if not (first.is_real and second.is_real):
         return False
-    rational = [Fraction(str(value)) for value in (first, second)]
     return any(
-        plain is not None and _rounds(text, plain, value)
-        for text, plain, value in ((one, number(one), rational[1]), (other, number(other), rational[0]))
+        plain is not None and _rounds(text, plain, _as_fraction(value))
+        for text, plain, value in ((one, number(one), second), (other, number(other), first))
     )
 
 
-def _value(expression: Any) -> tuple[bool, Any] | None:
-    """(no floating-point number in it, its value to 50 digits) of a finite number."""
+def _as_fraction(value: Any) -> Fraction:
+    return Fraction(value.p, value.q) if value.is_Rational else Fraction(str(value))
+
+
+def _value(expression: Any) -> Any | None:
+    """A finite number, exactly where it is rational, else to 50 digits."""
     if not isinstance(expression, Expr) or expression.free_symbols:
         return None
     done = expression.doit()
     if not done.is_number or done.is_finite is False or done in (nan, zoo):
         return None
-    exact = not done.has(Float)
-    return exact, (done if done.is_Rational else done.evalf(50))
+    return done if done.is_Rational else done.evalf(50)
 
 
 def _attempt(function: Callable[[], Any]) -> Any | None:

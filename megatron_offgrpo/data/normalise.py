@@ -15,7 +15,7 @@ _NUMBER = r"(?:\d+(?:\.\d+)?|\.\d+)"
 _FRAC = r"\\frac\s*(?:{\s*(\d+)\s*}|(\d))\s*(?:{\s*(\d+)\s*}|(\d))"
 _BASE_NAMES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10,
                "twelve": 12, "sixteen": 16, "bin": 2, "oct": 8, "hex": 16, "dec": 10}  # fmt: skip
-_CURRENCIES = {r"\$": "usd", "€": "eur", "£": "gbp", "¥": "cny", "￥": "cny", "₹": "inr", "₩": "krw", "₽": "rub", "US$": "usd"}
+_CURRENCIES = {r"\$": "usd", "€": "eur", "£": "gbp", "¥": "cny", "￥": "cny", "₹": "inr", "₩": "krw", "₽": "rub"}
 
 
 def _rules(*pairs: tuple[str, str | Callable[[re.Match[str]], str]]) -> tuple[Rule, ...]:
@@ -36,11 +36,19 @@ def _slashed(match: re.Match[str]) -> str:
     return rf"({whole}+\frac{{{upper}}}{{{lower}}})"
 
 
-def _repeating(match: re.Match[str]) -> str:
-    whole, fixed, period = match["whole"], match["fixed"] or "", match["period"]
-    tail = Fraction(int(period), 10 ** len(fixed) * (10 ** len(period) - 1))
-    value = Fraction(f"{whole}.{fixed or 0}") + tail
+def _fraction(whole: str, fixed: str, period: str) -> str:
+    """The fraction that is WHOLE.FIXED and then PERIOD for ever."""
+    value = Fraction(f"{whole}.{fixed or 0}") + Fraction(int(period), 10 ** len(fixed) * (10 ** len(period) - 1))
     return rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
+
+
+def _repeating(match: re.Match[str]) -> str:
+    return _fraction(match["whole"], match["fixed"], match["period"])
+
+
+def _dots(match: re.Match[str]) -> str:
+    """Dots over the first and the last digit of a period."""
+    return _fraction(match["whole"], match["fixed"], match["first"] + match["middle"] + match["last"])
 
 
 def _dotted(match: re.Match[str]) -> str:
@@ -52,9 +60,7 @@ def _dotted(match: re.Match[str]) -> str:
         while digits[: -length * times].endswith(period):
             times += 1
         if times >= (3 if length == 1 else 2):
-            fixed = digits[: len(digits) - length * times]
-            value = Fraction(f"{whole}.{fixed or 0}") + Fraction(int(period), 10 ** len(fixed) * (10**length - 1))
-            return rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
+            return _fraction(whole, digits[: len(digits) - length * times], period)
     return match.group()
 
 
@@ -71,7 +77,7 @@ def _lowered(formula: str) -> str:
 
 
 def _money(match: re.Match[str]) -> str:
-    return f" {match['number']} {_CURRENCIES[match['sign']]} "
+    return f" {match['number']} {_CURRENCIES[match['sign'].removeprefix('US').strip()]} "
 
 
 _MARKUP = _rules(
@@ -95,12 +101,12 @@ _COMMANDS = _rules(
     (r"\\neq(?![A-Za-z])|\\not\s*=|!=", r"\\ne "), (r"\\lt(?![A-Za-z])", "<"), (r"\\gt(?![A-Za-z])", ">"),
     (r"\\(?:dots[cbmio]?|cdots|ldots|vdots|ddots|dotso)(?![A-Za-z])|\.{3,}", r" \\ldots "),
     (r"\\lbrace(?![A-Za-z])", r"\\{"), (r"\\rbrace(?![A-Za-z])", r"\\}"), (r"\\lbrack(?![A-Za-z])", "["), (r"\\rbrack(?![A-Za-z])", "]"),
-    (r"\\(?:mid|vert)(?![A-Za-z])", "|"), (r"\\(?:colon)(?![A-Za-z])", ":"), (r"\\(?:lor)(?![A-Za-z])", " or "), (r"\\(?:land|wedge)(?![A-Za-z])", " and "),
+    (r"\\(?:mid|vert)(?![A-Za-z])", "|"), (r"\\(?:colon)(?![A-Za-z])", ":"), 
     (r"\\(?:textperthousand|permil)(?![A-Za-z])|‰", " permille "), (r"\\?%", " percent "),
     (r"\\textdegree(?![A-Za-z])|\\?degree(?![A-Za-z])|\^\s*{?\s*\\circ\s*}?", r" \\degree "), (r"\\degree\s*(?:\\(?:text|mathrm)\s*{\s*)?([CF])\b\s*}?", lambda match: {"C": " celsius ", "F": " fahrenheit "}[match[1]]),
     (r"(?<=\\degree) *(\d+(?:\.\d+)?)\s*(?:''|\"|\^{?\\prime\\prime}?)", r" \1 arcsecond "),
     (r"(?<=\\degree) *(\d+(?:\.\d+)?)\s*(?:'|\^{?\\prime}?)", r" \1 arcminute "), (r"(?<=arcminute) *(\d+(?:\.\d+)?)\s*(?:''|\"|\^{?\\prime\\prime}?)", r" \1 arcsecond "),
-    (r"\\degree", " degree "), (r"(\d)\s*(?:''|\")(?!\w)", r"\1 in "), (r"^(\s*\d+)\s*'(?=\s*\d|\s*$)", r"\1 ft "),
+    (r"\\degree", " degree "), (r"(\d)\s*(?:''|\")(?!\w)", r"\1 in "), (r"^(\s*\d+)\s*'(?=\s*\d{1,2}(?!\d)|\s*$)", r"\1 ft "),
     (r"\\(?:p|b|)mod(?![A-Za-z])\s*" + _GROUP, r" mod \1 "), (r"\\(?:p|b|)mod(?![A-Za-z])", " mod "),
     (r"\\ce\s*" + _GROUP, lambda match: " " + _lowered(match[1]) + " "),
     (r"[(\[]\s*\\begin\s*{array}(?:\s*{[^}]*})?(.*?)\\end\s*{array}\s*[)\]]", r"\\begin{pmatrix}\1\\end{pmatrix}"),
@@ -114,7 +120,9 @@ _TEXTS = re.compile(
     r"\\(?:text(?:bf|it|rm|sf|tt|normal|up)?|mathrm|mathbf|mathit|mathsf|mathtt|boldsymbol|bm|mbox|hbox|emph|underline|operatorname\*?|fbox|boxed)\s*"
     + _GROUP
 )
-_FUNCTION_NAMES = frozenset("lcm gcd max min sin cos tan arcsin arccos arctan log ln exp det tr rank sgn sign arg Re Im".split())
+_FUNCTION_NAMES = frozenset(
+    "lcm gcd max min sin cos tan arcsin arccos arctan log ln exp det tr rank sgn sign arg Re Im".split()
+)
 
 _NUMBERS = _rules(
     (r"\\mod|\(\s*mod\s+([^()]*)\)", r" mod \1 "),
@@ -126,15 +134,17 @@ _NUMBERS = _rules(
     (r"(?<![\w.])\(?(?P<digits>\d[\dA-Fa-f]*)\)?\s*_\s*{?\s*\(?(?:base\s*)?(?P<base>\d+|two|three|four|five|six|seven|eight|nine|ten|twelve|sixteen)\)?\s*}?(?!\w)", _based),
     (r"(?<![\w.])\(?(?P<digits>[A-Fa-f]*\d[\dA-Fa-f]*)\)?\s*_\s*{\s*(?P<base>\d\d)\s*}(?!\w)", _based),
     (r"(?<![\w.])(?P<digits>\d[\dA-Fa-f]*)\s*\(?\s*(?:in\s+)?base[\s-]*(?P<base>\d+|[a-z]+)\s*\)?", _based),
+    (r"(?P<whole>\d+)\.(?P<fixed>\d*)\\dot\s*{?\s*(?P<first>\d)\s*}?(?P<middle>\d*)\\dot\s*{?\s*(?P<last>\d)\s*}?", _dots),
     (r"(?P<whole>\d+)\.(?P<fixed>\d*)\\(?:overline|bar|dot)\s*{?\s*(?P<period>\d+)\s*}?", _repeating),
     (r"(?<!\w)(?P<whole>\d+)\.(?P<fixed>\d*)\((?P<period>\d+)\)(?!\w)", _repeating),
     (r"(?P<whole>\d+)\.(?P<digits>\d+)\s*\\ldots", _dotted),
     (r"(?<![\d.\w^_}/])(?P<whole>\d+)\s*" + _FRAC.replace(r"(\d+)", r"(?P<a>\d+)", 1).replace(r"(\d)", r"(?P<b>\d)", 1).replace(r"(\d+)", r"(?P<c>\d+)", 1).replace(r"(\d)", r"(?P<d>\d)", 1), _mixed),
     (r"(?<![\d.\w^_}/])(?P<whole>\d+)\s+(?P<a>\d+)\s*/\s*(?P<b>\d+)(?![\d.])", _slashed),
-    (r"(?P<sign>US\$|\\\$|[€£¥￥₹₩₽])\s*(?P<number>" + _NUMBER + r"(?:[, ]\d{3})*(?:\.\d+)?)", _money),
+    (r"(?P<sign>(?:US\s*)?\\\$|[€£¥￥₹₩₽])\s*(?P<number>" + _NUMBER + r"(?:[, ]\d{3})*(?:\.\d+)?)", _money),
     (r"\\\$", " usd "), (r"€", " eur "), (r"£", " gbp "), (r"[¥￥]", " cny "), (r"₹", " inr "),
     (r"(?<=\d)\s*(?:([apAP])\.\s?[mM]\b\.?|([ap])m\b|([AP])M\b)", lambda match: f" {(match[1] or match[2] or match[3]).lower()}m "),
-    (r"\bRs\.?(?=\s*\d)", " inr "), (r"([_^])\s*(\d)(?=\s)", r"\1{\2}"),
+    (r"\bRs\.?(?=\s*\d)", " inr "), (r"([_^])\s*(\d)(?=\s)", r"\1{\2}"), (r"\^\s*-\s*(\d+)", r"^{-\1}"),
+    (r"(?<=\d)\s*\(\s*([^\W\d_]{2,})\s*\)\s*$", lambda match: f" {match[1]}" if unit_of(match[1]) else match.group()),
 )  # fmt: skip
 _THOUSANDS = re.compile(r"(?<![\d.,])([1-9]\d{0,2})((?:,\d{3})+)(?![\d,])(?!,\d)")
 _PREFIX = re.compile(

@@ -39,7 +39,9 @@ def fault(reference: str) -> str | None:
 
     `reference` is the final answer of the record: what stood around it (a box, a mark) is taken off.
     """
-    plain = re.sub(r"\\(?:text|mathrm|textbf|mathbf|boxed)\s*\{([^{}]*)\}|[$*`\"]", lambda match: match[1] or "", reference)
+    plain = re.sub(
+        r"\\(?:text|mathrm|textbf|mathbf|boxed)\s*\{([^{}]*)\}|[$*`\"]", lambda match: match[1] or "", reference
+    )
     plain = " ".join(plain.split()).strip()
     low = plain.casefold().rstrip(".。:")
     if not plain:

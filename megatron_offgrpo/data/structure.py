@@ -63,15 +63,41 @@ _CLOSERS = {")": ")", "]": "]", "}": "", r"\}": "}", r"\rangle": ")", r"\rfloor"
 _JOINERS = frozenset({",", ";", "and", "or", "AND", "OR", "和", "或", "或者", "以及", "与", "及"})
 _ALTERNATIVES = frozenset({"or", "OR", "或", "或者"})
 _RELATION_WORDS = {r"\equiv": "equiv", r"\ldots": "...", r"\to": "to", r"\rightarrow": "to"}
-_OPERATORS = frozenset({"+", "-", "*", "/", "^", "_", "=", "<", ">", "(", ")", r"\cdot", r"\times", r"\div", r"\pm", r"\le", r"\ge", r"\ne"})
+_OPERATORS = frozenset(
+    {
+        "+",
+        "-",
+        "*",
+        "/",
+        "^",
+        "_",
+        "=",
+        "<",
+        ">",
+        "(",
+        ")",
+        r"\cdot",
+        r"\times",
+        r"\div",
+        r"\pm",
+        r"\le",
+        r"\ge",
+        r"\ne",
+    }
+)
 _FUNCTIONS = frozenset(
     "sin cos tan cot sec csc sinh cosh tanh arcsin arccos arctan log ln lg exp sqrt lcm gcd max min det mod inf infty pi".split()
 ) - {"mod", "inf", "min", "max"}  # fmt: skip
 _SHORT_WORDS = frozenset("no on is it up or of he we me my by an at to so do go if us am pm be in as ox ok".split())
 _UNIT_LETTERS = frozenset("m g s h l L".split())
-_GLUED_UNITS = frozenset("km cm mm kg mg ml mL ft lb lbs mph kmh min hr hrs hours hour minutes seconds days cents dollars".split())
+_GLUED_UNITS = frozenset(
+    "km cm mm kg mg ml mL ft lb lbs mph kmh min hr hrs hours hour minutes seconds days cents dollars".split()
+)
 _VOWEL = re.compile("[aeiouyAEIOUY]")
-_MATRIX = re.compile(r"\\begin\s*{([pbB]?)(?:small)?(?:matrix|array)}(?:\s*{[clr| ]*})?(.*)\\end\s*{\1(?:small)?(?:matrix|array)}", re.DOTALL)
+_MATRIX = re.compile(
+    r"\\begin\s*{([pbB]?)(?:small)?(?:matrix|array)}(?:\s*{[clr| ]*})?(.*)\\end\s*{\1(?:small)?(?:matrix|array)}",
+    re.DOTALL,
+)
 
 
 @lru_cache(maxsize=2048)
@@ -234,5 +260,7 @@ def _is_word(tokens: list[str], index: int, after_word: bool) -> bool:
         return len(token) > 3 and bool(_VOWEL.search(token)) and before not in ("_", "^")
     if following in _OPERATORS or previous in _OPERATORS - {"(", ")"}:
         is_function = following == "(" and tokens[index + 1] == "("
-        return (len(token) > 3 and bool(_VOWEL.search(token))) or (unit_of(token) is not None and after_value and not is_function)
+        return (len(token) > 3 and bool(_VOWEL.search(token))) or (
+            unit_of(token) is not None and after_value and not is_function
+        )
     return len(token) > 2 or token.casefold() in _SHORT_WORDS or (unit_of(token) is not None and after_value)

@@ -51,7 +51,7 @@ SCALES = {
 NEVER_COUNTED = frozenset(
     "more less fewer than or and not no to from of mod modulo if when for where times plus minus over squared cubed factorial even odd"
     " prime positive negative is are was the am pm o'clock noon midnight base divided by power half halves third thirds"
-    " quarter quarters 点 时 分 余 月 号 比 倍 且 或 和 以上 以下 多".split()
+    " quarter quarters 点 时 余 月 号 比 倍 且 或 和 以上 以下 多".split()
 )
 """Words that say more of a number than what is counted."""
 

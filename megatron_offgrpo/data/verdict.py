@@ -1,21 +1,24 @@
 """Whether two answers are equal: shape by shape, words as words, mathematics by math-verify."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 
 from megatron_offgrpo.data.choices import bare_letter, choice_letter
-from megatron_offgrpo.data.engine import Verdict, number, same_mathematics, squeezed
+from megatron_offgrpo.data.engine import Verdict, number, same_mathematics, same_set, squeezed
 from megatron_offgrpo.data.normalise import plain
 from megatron_offgrpo.data.structure import Bracket, Leaf, Listing, Matrix, Node, Phrase, structure
 from megatron_offgrpo.data.units import NEVER_COUNTED, SCALES, measure, unit_of
 
 _NAMED = re.compile(
-    r"\s*(?:[A-Za-z]|\\[a-z]+)(?:_\s*(?:{[^{}]*}|\w))?\s*'*(?:\([A-Za-z, ]*\))?\s*(?:=(?!=)|\\in(?![A-Za-z])|\\equiv(?![A-Za-z]))\s*(.+)", re.DOTALL
+    r"\s*(?:[A-Za-z]|\\[a-z]+)(?:_\s*(?:{[^{}]*}|\w))?\s*'*(?:\([A-Za-z, ]*\))?\s*(?:=(?!=)|\\in(?![A-Za-z])|\\equiv(?![A-Za-z]))\s*(.+)",
+    re.DOTALL,
 )
-_INTRODUCED = re.compile(r"\s*(?:[^\W\d]+(?:[ '-][^\W\d]+)*)\s*(?:=|:|\bis\b|\bare\b|为|是)\s*(?=.*\d)(.+)", re.DOTALL)
+_INTRODUCED = re.compile(
+    r"\s*(?=.*[^\W\d_]{2})(?:[^\W\d]+(?:[ '-][^\W\d]+)*)\s*(?:=|:|\bis\b|\bare\b|为|是)\s*(?=.*\d)(.+)", re.DOTALL
+)
 _SPAN = re.compile(r"\s*([\d.]+)\s*(?:to|~|至|到)\s*([\d.]+)\s*")
 """`3 to 5`: a range or a ratio."""
 _HARD_WORDS = NEVER_COUNTED - set("of to from by the and for are is point power".split())
@@ -53,21 +56,29 @@ def _compare(one: str, other: str) -> Verdict:
     if letters[0] and letters[1] and (bare_letter(one) or bare_letter(other)):
         return "equal" if letters[0] == letters[1] else "different"
     verdict = _same(structure(one), structure(other))
-    if verdict == "equal":
-        return verdict
+    for shorter in () if verdict == "equal" else _shorter(one, other):
+        if _same(*map(structure, shorter)) == "equal":
+            return "equal"
+    return verdict
+
+
+def _shorter(one: str, other: str) -> Iterator[tuple[str, str]]:
+    """Readings where one of two answers alone says more: `x = 7` beside `7`, `the area is 7`, `3 to 5` beside `3-5`."""
     for pattern in (_NAMED, _INTRODUCED):
         found = [pattern.fullmatch(one), pattern.fullmatch(other)]
         if (found[0] is None) != (found[1] is None):
-            shorter = [match[1].strip() if match else text for match, text in zip(found, (one, other), strict=True)]
-            if _compare(shorter[0], shorter[1]) == "equal":
-                return "equal"
+            first, second = (
+                match[1].strip() if match else text for match, text in zip(found, (one, other), strict=True)
+            )
+            yield first, second
     spans = [_SPAN.fullmatch(one), _SPAN.fullmatch(other)]
     if (spans[0] is None) != (spans[1] is None):
         for dash in (":", "-"):
-            texts = [match[1] + dash + match[2] if match else text for match, text in zip(spans, (one, other), strict=True)]
-            if _compare(texts[0], texts[1]) == "equal":
-                return "equal"
-    return verdict
+            texts = (
+                match[1] + dash + match[2] if match else text for match, text in zip(spans, (one, other), strict=True)
+            )
+            first, second = texts
+            yield first, second
 
 
 def _same(one: Node, other: Node) -> Verdict:
@@ -76,7 +87,11 @@ def _same(one: Node, other: Node) -> Verdict:
     if isinstance(one, Bracket) and isinstance(other, Bracket):
         if (one.opened, one.closed) != (other.opened, other.closed):
             return "different"
-        return _in_any_order(one.items, other.items) if one.opened == "{" and r"\ldots" not in one.text else _in_order(one.items, other.items)
+        return (
+            _in_any_order(one.items, other.items)
+            if one.opened == "{" and r"\ldots" not in one.text
+            else _in_order(one.items, other.items)
+        )
     if isinstance(one, Matrix) or isinstance(other, Matrix):
         return _matrices(one, other)
     if isinstance(one, Phrase) or isinstance(other, Phrase):
@@ -88,6 +103,9 @@ def _same(one: Node, other: Node) -> Verdict:
             return _in_order(first.items, second.items) if (first.opened, first.closed) == ("(", ")") else "different"
         if isinstance(first, Bracket) and first.opened == "{" and len(first.items) == 1 and isinstance(second, Leaf):
             return _same(first.items[0], second)
+    for first, second in ((one, other), (other, one)):
+        if isinstance(first, Listing) and first.alternatives and isinstance(second, Leaf):
+            return same_set(tuple(item.text for item in first.items), second.text)
     if isinstance(one, Listing) or isinstance(other, Listing):
         return "different" if r"\ldots" in one.text + other.text else same_mathematics(one.text, other.text)
     return same_mathematics(one.text, other.text)
@@ -190,7 +208,13 @@ def _quantity(node: Node) -> _Quantity | None:
     if not isinstance(node, Phrase):
         return None
     parts = list(node.parts)
-    if len(parts) == 2 and isinstance(parts[1], Leaf) and isinstance(parts[0], tuple) and len(parts[0]) == 1 and unit_of(parts[0][0]):
+    if (
+        len(parts) == 2
+        and isinstance(parts[1], Leaf)
+        and isinstance(parts[0], tuple)
+        and len(parts[0]) == 1
+        and unit_of(parts[0][0])
+    ):
         parts.reverse()  # Rs 500
     if len(parts) % 2 or not all(isinstance(part, Leaf) == (index % 2 == 0) for index, part in enumerate(parts)):
         return None
@@ -198,7 +222,11 @@ def _quantity(node: Node) -> _Quantity | None:
     if len(found) == 1:
         return found[0]
     known = [one for one in found if one is not None]
-    if len(known) < len(found) or len({one.base for one in known}) > 1 or len({one.factor for one in known}) < len(known):
+    if (
+        len(known) < len(found)
+        or len({one.base for one in known}) > 1
+        or len({one.factor for one in known}) < len(known)
+    ):
         return None
     total = "+".join(rf"({one.value})\cdot({_latex(one.factor)})" for one in known)
     return _Quantity(total, known[0].base, Fraction(1), True)

@@ -122,7 +122,9 @@ def without_unreadable(task: Task) -> Task:
     open_ones = [one for one in questions if not one.choices]
     if not open_ones:
         return task
-    bad = {open_ones[index].problem_id: kind for index, kind in unreadable_golds(one.answer for one in open_ones).items()}
+    bad = {
+        open_ones[index].problem_id: kind for index, kind in unreadable_golds(one.answer for one in open_ones).items()
+    }
     if not bad:
         return task
     shown = [f"{one.problem_id}: {one.answer!r} ({bad[one.problem_id]})" for one in questions if one.problem_id in bad]

@@ -93,7 +93,19 @@ def test_where_a_final_answer_is_announced(text, answer):
 
 def test_hostile_text_without_a_box_takes_linear_time():
     start = time.monotonic()
-    for piece in ("answer is ", "the answer to ", "$", "####", "<answer>", "答案", r"\boxed{1}, ", r"\boxed{1}", "_", "{", r"\text{"):
+    for piece in (
+        "answer is ",
+        "the answer to ",
+        "$",
+        "####",
+        "<answer>",
+        "答案",
+        r"\boxed{1}, ",
+        r"\boxed{1}",
+        "_",
+        "{",
+        r"\text{",
+    ):
         final_answer(piece * 50_000)
     assert time.monotonic() - start < 5
 

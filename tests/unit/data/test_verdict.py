@@ -89,7 +89,14 @@ def test_a_small_letter_is_a_variable_where_there_are_no_choices():
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(1e-07, "0.0000001"), (2.5e-05, "0.000025"), (1e22, "1" + 22 * "0"), (-1.5e-7, "-0.00000015"), (27.0, "27.0"), (7, "7")],
+    [
+        (1e-07, "0.0000001"),
+        (2.5e-05, "0.000025"),
+        (1e22, "1" + 22 * "0"),
+        (-1.5e-7, "-0.00000015"),
+        (27.0, "27.0"),
+        (7, "7"),
+    ],
 )
 def test_numbers_are_written_without_exponent(value, text):
     assert plain_number(value) == text
@@ -97,7 +104,7 @@ def test_numbers_are_written_without_exponent(value, text):
 
 
 NUMBERS = st.one_of(
-    st.integers(-10**6, 10**6).map(str),
+    st.integers(-(10**6), 10**6).map(str),
     st.decimals(-1000, 1000, places=3, allow_nan=False).map(lambda value: format(value, "f")),
     st.fractions(-50, 50, max_denominator=40).map(lambda value: rf"\frac{{{value.numerator}}}{{{value.denominator}}}"),
 )
@@ -164,7 +171,11 @@ def test_another_number_makes_another_answer(answer, data):
 
 
 @settings(deadline=None, max_examples=100)
-@given(WORDS, WORDS, st.sampled_from(["{}", "n is {}", r"5 \text{{ {} cars}}", r"\text{{all {} numbers}}", "{} 7", "3 {}, 4 {}"]))
+@given(
+    WORDS,
+    WORDS,
+    st.sampled_from(["{}", "n is {}", r"5 \text{{ {} cars}}", r"\text{{all {} numbers}}", "{} 7", "3 {}, 4 {}"]),
+)
 def test_another_word_makes_another_answer(one, other, frame):
     verdict = compare(frame.format(one, one), frame.format(other, other))
     assert (verdict == "equal") == (one == other)
