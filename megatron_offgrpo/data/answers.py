@@ -11,18 +11,23 @@ _BARE_BOX = re.compile(
 )
 # Between two boxes that are one answer: and, or, commas, delimiters, and the name of the next value.
 _BETWEEN = re.compile(
-    r"(?=.*(?:,|;|&|\band\b|\bor\b|和|或|、|以及|，))(?:[\s,;&$~、，]|\\[()\[\],;:! ]|\\q?quad|\band\b|\bor\b|\\text\s*{\s*,?\s*(?:and|or)\s*}|和|或|以及"
+    r"(?=.*(?:,|;|&|\band\b|\bor\b|和|或|、|以及|，))"
+    r"(?:[\s,;&$~、，]|\\[()\[\],;:! ]|\\q?quad|\band\b|\bor\b|\\text\s*{\s*,?\s*(?:and|or)\s*}|和|或|以及"
     r"|\\?[A-Za-z](?:_{?\w+}?)?\s*=)*",
     re.DOTALL,
 )
 _TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
 _MARKED = re.compile(r"####[ \t]*(\S[^\n]*)")
 _ENGLISH = (
-    r"\b(?:final|correct|right)?\s*(?:answers?|choice)\b(?:\s+(?:to|for|of)\b[^.\n:：]{0,80}?)?[*_]*\s*(?:\b(?:is|are|was|would be|should be|must be)\b\s*[:：]?|[:：=])"
+    r"\b(?:final|correct|right)?\s*(?:answers?|choice)\b(?:\s+(?:to|for|of)\b[^.\n:：]{0,80}?)?[*_]*\s*"
+    r"(?:\b(?:is|are|was|would be|should be|must be)\b\s*[:：]?|[:：=])"
     r"|\b(?:option|choice)\s+(?=\(?[A-Z]\b)"
 )
-_CHINESE = r"(?:答案|结果|答)\s*(?:应该?)?(?:为|是|等于|[:：])\s*[:：]?|(?:故|应|因此|所以)?选(?:择|项)?\s*[:：]?\s*(?=\(?[A-Z])"
-_ANNOUNCED = re.compile(rf"(?:(?i:{_ENGLISH})|{_CHINESE})[ \t]*[*_]*\s*(?:(?i:option|choice|that)\s+)?")
+_CHINESE = r"(?:答案|结果|答)\s*(?:应该?)?(?:为|是|等于|[:：])\s*[:：]?"
+_CHINESE_CHOICE = r"(?:故|应|因此|所以)?选(?:择|项)?\s*[:：]?\s*(?=\(?[A-Z])"
+_ANNOUNCED = re.compile(
+    rf"(?:(?i:{_ENGLISH})|{_CHINESE}|{_CHINESE_CHOICE})[ \t]*[*_]*\s*(?:(?i:option|choice|that)\s+)?"
+)
 _DISPLAYED = re.compile(r"(?:\\\[(.+?)\\\]|\$\$(.+?)\$\$)", re.DOTALL)
 _CLAUSE = re.compile(r"(?:\$[^$\n]*\$|\\\([^\n]*?\\\)|[^\n。！？])+?(?=\n|[。！？]|[.!?](?:[*_\"')]*)(?:\s|$)|$)")
 _ASIDE = re.compile(
@@ -51,8 +56,8 @@ def last_box(text: str) -> str | None:
 def final_answer(text: str) -> str | None:
     """The final answer in the part after the thinking, as it is written; None where nothing announces one.
 
-    The first of these that there is: boxes, `\\fbox`, `<answer>`, `####`, and what follows the last "answer is", 答案是 or
-    the like.
+    The first of these that there is: boxes, `\\fbox`, `<answer>`, `####`, and what follows the last "answer is",
+    答案是 or the like.
     """
     boxes = _boxes(text)
     for name in ("boxed", "fbox"):

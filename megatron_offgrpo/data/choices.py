@@ -5,7 +5,7 @@ import re
 from megatron_offgrpo.data.normalise import plain
 
 _WORD = r"(?:(?:the\s+)?(?:correct\s+)?(?:answer|option|choice|选项|选)\s*(?:is|:|：|为|是)?\s*:?\s*)"
-# A letter alone, in brackets, or before its option's text: "B", "(B)", "B. 12 cm", "B) 12", "B - 24", "(B) 24", "B, not A".
+# A letter alone, in brackets, or before its option's text: "B", "(B)", "B. 12 cm", "B) 12", "B - 24", "B, not A".
 _DRESSED = re.compile(
     rf"^\s*{_WORD}{{0,2}}(?:\(\s*(?P<bracketed>[A-Z])\s*\)|\[\s*(?P<square>[A-Z])\s*\]|{{?(?P<bare>[A-Z])}}?)"
     r"(?P<rest>\s*$|\s*(?:[.):、]|\)\s|\s-+\s|\s*,?\s*(?:and\s+)?not\b|\s*项|\s*选项).*|(?<=[)\]]).*)$",

@@ -79,9 +79,13 @@ def same_mathematics(one: str, other: str) -> Verdict:
 def same_set(relations: tuple[str, ...], other: str) -> Verdict:
     """Whether the numbers that satisfy one or another of `relations` are the set `other`."""
     parts, whole = [read(relation) for relation in relations], read(other)
-    if whole is None or None in parts or not all(_read_whole(text) for text in (*relations, other)):
+    if (
+        whole is None
+        or any(part is None for part in parts)
+        or not all(_read_whole(text) for text in (*relations, other))
+    ):
         return "unreadable"
-    union = _attempt(lambda: Union(*(part.as_set() for part in parts)))
+    union = _attempt(lambda: Union(*(part.as_set() for part in parts)))  # type: ignore[union-attr]
     return "unreadable" if union is None else _decided(_verified(union, whole))
 
 
@@ -244,10 +248,9 @@ def _without_symbols(expression: Any) -> bool:
 
 def _numeric(left: Any, one: str, right: Any, other: str) -> bool | None:
     """The comparison of two numbers; None where one of them is none."""
-    values = [_attempt(lambda expression=expression: _value(expression)) for expression in (left, right)]
-    if values[0] is None or values[1] is None:
+    first, second = _attempt(lambda: _value(left)), _attempt(lambda: _value(right))
+    if first is None or second is None:
         return None
-    first, second = values
     if first == second:
         return True
     if not first or not second:

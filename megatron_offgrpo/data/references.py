@@ -4,14 +4,15 @@ import re
 
 from megatron_offgrpo.data.answers import reference_answer
 
-_PLACEHOLDERS = frozenset(
-    "proof|prove|proved|proven|notfound|not found|n/a|na|n.a.|none|null|nil|nan|unknown|tbd|todo|missing|no answer|not available"
-    "|not applicable|not given|not provided|omitted|error|#ref!|#n/a|#value!|see above|see below|undefined answer"
-    "|略|答案略|证明略|无|无答案|证明|见解析|证明见解析|未知|暂无|没有答案".split("|")
+_PLACEHOLDERS = re.compile(
+    "proof|prove|proved|proven|notfound|not found|n/a|na|n\\.a|none|null|nil|nan|unknown|tbd|todo|missing|no answer"
+    "|not available|not applicable|not given|not provided|omitted|error|#ref!|#n/a|#value!|see above|see below"
+    "|略|答案略|证明略|无|无答案|证明|见解析|证明见解析|未知|暂无|没有答案"
 )
 _PROSE = re.compile(
     r"\b(?:see|refer to)\b.*\b(?:proof|above|below|solution|figure|text|answer|explanation|page|section)\b"
-    r"|^see\s|^proof\b|^prove\b|\bproof is\b|\bleft (?:to|as)\b.*\b(?:reader|exercise)\b|\banswers?\s+(?:may|will|can)?\s*var(?:y|ies)\b|^omitted\b"
+    r"|^see\s|^proof\b|^prove\b|\bproof is\b|\bleft (?:to|as)\b.*\b(?:reader|exercise)\b"
+    r"|\banswers?\s+(?:may|will|can)?\s*var(?:y|ies)\b|^omitted\b"
     r"|\bas (?:shown|proved|required)\b|\bq\.?e\.?d\b|^(?:证明|见|解析)[:：]?|证毕",
     re.IGNORECASE,
 )  # fmt: skip
@@ -21,9 +22,12 @@ _MARKUP = re.compile(
     re.IGNORECASE,
 )
 _BRACES = re.compile(r"\\\\|\\[{}]|[{}]")
-# What can be compared: a letter or digit of any script that is no LaTeX command's, or a sign that means something alone.
+# What can be compared: a letter or digit that is no LaTeX command's, or a sign that means something alone.
 _COMMAND = re.compile(r"\\[A-Za-z]+")
-_SYMBOLS = re.compile(r"\\(?:emptyset|varnothing|infty|pi|phi|alpha|beta|gamma|theta|lambda|mu|omega|sigma|tau|delta|epsilon|mathbb|sqrt|frac)|[∅∞π⊥]|\\{\s*\\}")  # fmt: skip
+_SYMBOLS = re.compile(
+    r"\\(?:emptyset|varnothing|infty|pi|phi|alpha|beta|gamma|theta|lambda|mu|omega|sigma|tau|delta|epsilon|mathbb)"
+    r"|[∅∞π⊥]|\\{\s*\\}"
+)
 MAX_WORDS = 25
 """Longer texts of words are explanations: no solution repeats them word for word."""
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
@@ -46,7 +50,7 @@ def fault(reference: str) -> str | None:
     low = plain.casefold().rstrip(".。:")
     if not plain:
         return "empty"
-    if low in _PLACEHOLDERS or low.strip("() []<>") in _PLACEHOLDERS:
+    if _PLACEHOLDERS.fullmatch(low) or _PLACEHOLDERS.fullmatch(low.strip("() []<>")):
         return "placeholder"
     if _LINK.search(reference):
         return "link"

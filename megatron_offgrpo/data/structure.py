@@ -1,9 +1,10 @@
-"""The shape of a normalised answer: a list, a bracket of entries, a vector, words with mathematics between, or mathematics."""
+"""The shape of a normalised answer: a list, entries in brackets, a matrix, words and mathematics, or mathematics."""
 
 import re
 from dataclasses import dataclass
 from functools import lru_cache
 
+from megatron_offgrpo.data.rules import words as word_set
 from megatron_offgrpo.data.units import unit_of
 
 
@@ -85,13 +86,13 @@ _OPERATORS = frozenset(
         r"\ne",
     }
 )
-_FUNCTIONS = frozenset(
-    "sin cos tan cot sec csc sinh cosh tanh arcsin arccos arctan log ln lg exp sqrt lcm gcd max min det mod inf infty pi".split()
-) - {"mod", "inf", "min", "max"}  # fmt: skip
-_SHORT_WORDS = frozenset("no on is it up or of he we me my by an at to so do go if us am pm be in as ox ok".split())
-_UNIT_LETTERS = frozenset("m g s h l L".split())
-_GLUED_UNITS = frozenset(
-    "km cm mm kg mg ml mL ft lb lbs mph kmh min hr hrs hours hour minutes seconds days cents dollars".split()
+_FUNCTIONS = word_set(
+    "sin cos tan cot sec csc sinh cosh tanh arcsin arccos arctan log ln lg exp sqrt lcm gcd det infty pi"
+)
+_SHORT_WORDS = word_set("no on is it up or of he we me my by an at to so do go if us am pm be in as ox ok")
+_UNIT_LETTERS = word_set("m g s h l L")
+_GLUED_UNITS = word_set(
+    "km cm mm kg mg ml mL ft lb lbs mph kmh min hr hrs hours hour minutes seconds days cents dollars"
 )
 _VOWEL = re.compile("[aeiouyAEIOUY]")
 _MATRIX = re.compile(
@@ -171,7 +172,7 @@ def _split(text: str) -> tuple[list[str], frozenset[str]]:
 
 def _parts(text: str) -> list[Leaf | tuple[str, ...]]:
     """Mathematics and runs of words in turn."""
-    tokens = [token for token in _TOKEN.findall(text)]
+    tokens = _TOKEN.findall(text)
     parts: list[Leaf | tuple[str, ...]] = []
     math, words, depth = "", [], 0  # type: ignore[var-annotated]
     index = 0
@@ -216,7 +217,7 @@ def _parts(text: str) -> list[Leaf | tuple[str, ...]]:
 
 
 def _unit_tail(tokens: list[str], index: int, words: list[str]) -> int:
-    """Takes the powers and quotients behind a unit, as in `m / s ^{2}`, into its words; the index of the last token taken."""
+    """Takes the powers and quotients behind a unit, as in `m / s ^{2}`; the index of the last token taken."""
     if unit_of(tokens[index]) is None:
         return index
     while True:

@@ -8,12 +8,14 @@ from functools import lru_cache
 
 from megatron_offgrpo.data.choices import bare_letter, choice_letter
 from megatron_offgrpo.data.engine import Verdict, number, same_mathematics, same_set, squeezed
-from megatron_offgrpo.data.normalise import plain
+from megatron_offgrpo.data.normalise import MAX_CHARACTERS, plain
+from megatron_offgrpo.data.rules import words
 from megatron_offgrpo.data.structure import Bracket, Leaf, Listing, Matrix, Node, Phrase, structure
 from megatron_offgrpo.data.units import NEVER_COUNTED, SCALES, measure, unit_of
 
 _NAMED = re.compile(
-    r"\s*(?:[A-Za-z]|\\[a-z]+)(?:_\s*(?:{[^{}]*}|\w))?\s*'*(?:\([A-Za-z, ]*\))?\s*(?:=(?!=)|\\in(?![A-Za-z])|\\equiv(?![A-Za-z]))\s*(.+)",
+    r"\s*(?:[A-Za-z]|\\[a-z]+)(?:_\s*(?:{[^{}]*}|\w))?\s*'*(?:\([A-Za-z, ]*\))?\s*"
+    r"(?:=(?!=)|\\in(?![A-Za-z])|\\equiv(?![A-Za-z]))\s*(.+)",
     re.DOTALL,
 )
 _INTRODUCED = re.compile(
@@ -21,7 +23,7 @@ _INTRODUCED = re.compile(
 )
 _SPAN = re.compile(r"\s*([\d.]+)\s*(?:to|~|至|到)\s*([\d.]+)\s*")
 """`3 to 5`: a range or a ratio."""
-_HARD_WORDS = NEVER_COUNTED - set("of to from by the and for are is point power".split())
+_HARD_WORDS = NEVER_COUNTED - words("of to from by the and for are is power")
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ def compare(gold: str, answer: str) -> Verdict:
         `equal`; `different`; `unreadable` where the texts differ and at least one holds mathematics that was not read
         whole.
     """
+    if max(len(gold), len(answer)) > MAX_CHARACTERS:
+        return "equal" if gold.split() == answer.split() else "unreadable"
     return _compare(plain(gold), plain(answer))
 
 
@@ -181,7 +185,8 @@ def _phrases(one: Node, other: Node) -> Verdict:
             return _bare(quantity, plain_one.text)
     if not (isinstance(one, Phrase) and isinstance(other, Phrase)):
         phrase, mathematics = (one, other) if isinstance(one, Phrase) else (other, one)
-        clear = number(mathematics.text) is not None and not any(isinstance(part, Leaf) for part in phrase.parts)
+        parts = phrase.parts if isinstance(phrase, Phrase) else ()
+        clear = number(mathematics.text) is not None and not any(isinstance(part, Leaf) for part in parts)
         return "different" if clear else "unreadable"
     if len(one.parts) != len(other.parts):
         return "different"
@@ -196,9 +201,9 @@ def _parts(one: Leaf | tuple[str, ...], other: Leaf | tuple[str, ...]) -> Verdic
     return "equal" if _words(one) == _words(other) else "different"
 
 
-def _words(words: tuple[str, ...]) -> tuple[str, ...]:
+def _words(run: tuple[str, ...]) -> tuple[str, ...]:
     """Unit words by their unit, others in lower case."""
-    named = (word.casefold() for word in words)
+    named = (word.casefold() for word in run)
     return tuple(str(unit_of(word) or word) for word in named)
 
 

@@ -1,7 +1,10 @@
 """Answers and what the verdict on them has to be: (kind, reference answer, solution, reward).
 
-The solutions were written before the rules that judge them.
+The solutions were written before the rules that judge them. `verdicts.tsv` has more of the same kinds, a line each:
+reward, reference answer, content of the solution's box.
 """
+
+from pathlib import Path
 
 _IN_A_BOX = [
     ("modulus", r"n \equiv 1 \pmod 4", r"n \equiv 3 \pmod 4", 0),
@@ -329,17 +332,24 @@ _AS_WRITTEN = [
     ("no box", "D", "The answer is C, not the option D.", 0),
 ]  # fmt: skip
 
-TABLE = [(kind, gold, rf"\boxed{{{answer}}}", reward) for kind, gold, answer, reward in _IN_A_BOX] + _AS_WRITTEN
+_MORE = [line.split("\t") for line in Path(__file__).with_name("verdicts.tsv").read_text("utf-8").splitlines()]
+TABLE = [("more", gold, rf"\boxed{{{answer}}}", int(reward)) for reward, gold, answer in _MORE]
+TABLE += [(kind, gold, rf"\boxed{{{answer}}}", reward) for kind, gold, answer, reward in _IN_A_BOX] + _AS_WRITTEN
 
 REFUSED = [
-    "proof", "Proof", "notfound", "not found", "N/A", "n/a", "NA", "???", "?", "None", "null", "nan", "unknown", "-", "...",
-    "https://example.org/solution/17", "www.example.org", r"\frac{3}{", "{1, 2", "7}", "<p>7</p>", "<b>7</b>", "See the proof above.",
-    "see solution", "The proof is left to the reader.", "Answers may vary", "Omitted.", "略", "证明见解析", "无", "$", "$$", r"\text{}", "()",
+    "proof", "Proof", "notfound", "not found", "N/A", "n/a", "NA", "???", "?", "None", "null", "nan", "unknown",
+    "-", "...",
+    "https://example.org/solution/17", "www.example.org", r"\frac{3}{", "{1, 2", "7}", "<p>7</p>", "<b>7</b>",
+    "See the proof above.",
+    "see solution", "The proof is left to the reader.", "Answers may vary", "Omitted.", "略", "证明见解析", "无",
+    "$", "$$", r"\text{}", "()",
     r"\boxed{}", "TBD", "See figure 3 below", "Proof. By induction on n we have the claim.", "#REF!",
 ]  # fmt: skip
 
 ACCEPTED = [
-    "7", "-1", r"\emptyset", "∞", "no solution", r"\text{No real solutions}", "n is odd", r"\text{does not exist}", "[1,2)", "(1,2]",
-    "a<b", "x<y", r"\{1,2\}", "Amy", "甲", "0", "True", "No", "none of these", "3:20", "1011_2", "CO_2", "<answer>7</answer>",
+    "7", "-1", r"\emptyset", "∞", "no solution", r"\text{No real solutions}", "n is odd", r"\text{does not exist}",
+    "[1,2)", "(1,2]",
+    "a<b", "x<y", r"\{1,2\}", "Amy", "甲", "0", "True", "No", "none of these", "3:20", "1011_2", "CO_2",
+    "<answer>7</answer>",
     r"\begin{pmatrix}1\\2\end{pmatrix}", "C", "undefined", "all even integers",
 ]  # fmt: skip
