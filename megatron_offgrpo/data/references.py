@@ -5,10 +5,12 @@ import re
 from megatron_offgrpo.data.answers import reference_answer
 
 _PLACEHOLDERS = re.compile(
-    "proof|prove|proved|proven|notfound|not found|n/a|na|n\\.a|none|null|nil|nan|unknown|tbd|todo|missing|no answer"
+    "proof|prove|proved|proven|notfound|not found|n/a|n\\.a|none|null|nil|unknown|tbd|todo|missing|no answer"
     "|not available|not applicable|not given|not provided|omitted|error|#ref!|#n/a|#value!|see above|see below"
     "|略|答案略|证明略|无|无答案|证明|见解析|证明见解析|未知|暂无|没有答案"
 )
+_MISSING = re.compile("na|NA|nan|NaN|NAN")
+"""Na is sodium, and Nan a name."""
 _PROSE = re.compile(
     r"\b(?:see|refer to)\b.*\b(?:proof|above|below|solution|figure|text|answer|explanation|page|section)\b"
     r"|^see\s|^proof\b|^prove\b|\bproof is\b|\bleft (?:to|as)\b.*\b(?:reader|exercise)\b"
@@ -50,7 +52,7 @@ def fault(reference: str) -> str | None:
     low = plain.casefold().rstrip(".。:")
     if not plain:
         return "empty"
-    if _PLACEHOLDERS.fullmatch(low) or _PLACEHOLDERS.fullmatch(low.strip("() []<>")):
+    if _MISSING.fullmatch(plain) or _PLACEHOLDERS.fullmatch(low) or _PLACEHOLDERS.fullmatch(low.strip("() []<>")):
         return "placeholder"
     if _LINK.search(reference):
         return "link"
