@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from megatron_offgrpo.data.rules import words as word_set
-from megatron_offgrpo.data.units import unit_of
+from megatron_offgrpo.data.units import is_unit_word, unit_of
 
 
 @dataclass(frozen=True)
@@ -262,6 +262,6 @@ def _is_word(tokens: list[str], index: int, after_word: bool) -> bool:
     if following in _OPERATORS or previous in _OPERATORS - {"(", ")"}:
         is_function = following == "(" and tokens[index + 1] == "("
         return (len(token) > 3 and bool(_VOWEL.search(token))) or (
-            unit_of(token) is not None and after_value and not is_function
+            is_unit_word(token) and after_value and not is_function
         )
-    return len(token) > 2 or token.casefold() in _SHORT_WORDS or (unit_of(token) is not None and after_value)
+    return len(token) > 2 or token.casefold() in _SHORT_WORDS or (is_unit_word(token) and (after_value or after_word))

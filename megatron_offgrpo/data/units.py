@@ -73,6 +73,11 @@ def unit_of(name: str) -> tuple[str, Fraction] | None:
     return _OF_NAME.get(low) or (_OF_NAME.get(low[:-1]) if low.endswith("s") and len(low) > 2 else None)
 
 
+def is_unit_word(name: str) -> bool:
+    """Whether `name` is a unit, or a word such as `sq` that is part of one."""
+    return unit_of(name) is not None or name.casefold() in _POWERS
+
+
 def measure(unit_words: tuple[str, ...]) -> tuple[str, Fraction]:
     """The base unit and the factor of the words after a number, such as `km / h`, `square meters`, `cm ^2`.
 

@@ -26,6 +26,26 @@ def test_math_verify(pool):
     assert second.group is groups[1]
 
 
+@pytest.mark.parametrize(
+    ("reference", "kind"),
+    [
+        ("proof", "placeholder"),
+        ("???", "no content"),
+        ("See the proof above.", "prose"),
+        (r"\frac{3}{", "unclosed brace"),
+    ],
+)
+def test_a_reference_that_no_solution_can_match_is_refused_by_kind(pool, reference, kind):
+    refused, kept = label_groups([make(reference, "a", r"\boxed{1}"), make("1", r"\boxed{1}")], ("math-verify",), pool)
+    assert (refused.reason, refused.field) == (f"unreadable reference answer ({kind})", "answer")
+    assert kept.rewards == (1.0,)
+
+
+def test_an_unreadable_answer_has_its_status(pool):
+    (labelled,) = label_by_math_verify([make("1/2", r"\boxed{0.6}", r"\boxed{x \oplus 1}")], pool)
+    assert labelled.statuses == ("ok", "unreadable")
+
+
 def test_given():
     labelled = label_by_given(make("", "a", "b", rewards=[0.0, 1.0]))
     assert (labelled.rewards, labelled.statuses) == ((0.0, 1.0), ("given", "given"))

@@ -109,7 +109,9 @@ def test_numbers_are_written_without_exponent(value, text):
 NUMBERS = st.one_of(
     st.integers(-(10**6), 10**6).map(str),
     st.decimals(-1000, 1000, places=3, allow_nan=False).map(lambda value: format(value, "f")),
-    st.fractions(-50, 50, max_denominator=40).map(lambda value: rf"\frac{{{value.numerator}}}{{{value.denominator}}}"),
+    st.fractions(-50, 50, max_denominator=40)
+    .filter(bool)
+    .map(lambda value: rf"\frac{{{value.numerator}}}{{{value.denominator}}}"),
 )
 WORDS = st.sampled_from(
     ["red", "blue", "odd", "even", "increasing", "decreasing", "Amy", "Bob", "north", "prime", "yes", "never"]
@@ -169,8 +171,6 @@ def test_another_number_makes_another_answer(answer, data):
         return
     start, end = data.draw(st.sampled_from(places))
     changed = answer[:start] + str(int(answer[start:end]) + data.draw(st.integers(1, 9))) + answer[end:]
-    if _value(changed) is not None and _value(changed) == _value(answer):
-        return  # 0.5 and 0.50, or 0/7 and 0/9
     assert compare(answer, changed) != "equal"
     assert compare(changed, answer) != "equal"
 
@@ -191,11 +191,3 @@ def test_another_word_makes_another_answer(one, other, frame):
 def test_numbers_of_any_size_are_compared_relatively(value, one, other):
     texts = [rf"\frac{{{value.numerator}}}{{{value.denominator}}}\times 10^{{{power}}}" for power in (one, other)]
     assert (compare(*texts) == "equal") == (one == other)
-
-
-def _value(text):
-    try:
-        numerator, _, denominator = text.removeprefix(r"\frac{").rstrip("}").partition("}{")
-        return Fraction(numerator) / Fraction(denominator or 1)
-    except (ValueError, ZeroDivisionError):
-        return None
