@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from megatron_offgrpo.data import engine
 from megatron_offgrpo.data.choices import choice_letter, chosen_letter
 from megatron_offgrpo.data.fields import plain_number
 from megatron_offgrpo.data.grading_worker import grade
@@ -25,6 +26,19 @@ def test_a_wrong_answer_is_never_equal_the_other_way_round(kind, gold, text, rew
     answer = text.removeprefix(r"\boxed{").removesuffix("}")
     if text == rf"\boxed{{{answer}}}" and "boxed" not in answer and not reward:
         assert compare(answer, gold) != "equal"
+
+
+@pytest.mark.parametrize(("one", "other"), [("1011_2", "1011_3"), ("7_{3}x", "7x"), ("a+5_2", "a+5_{3}")])
+def test_what_the_parser_drops_is_found_without_knowing_it_before(monkeypatch, one, other):
+    caches = (engine.read, engine.same_mathematics, engine._read_whole)
+    for cache in caches:
+        cache.cache_clear()
+    monkeypatch.setattr(engine, "misread", lambda text: False)
+    # math-verify reads both as the same, without the indices of the numbers.
+    assert engine.read(one) == engine.read(other)
+    assert engine.same_mathematics(one, other) == "unreadable"
+    for cache in caches:
+        cache.cache_clear()
 
 
 @pytest.mark.parametrize("reference", REFUSED)
