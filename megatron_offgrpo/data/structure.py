@@ -90,7 +90,8 @@ _FUNCTIONS = word_set(
     "sin cos tan cot sec csc sinh cosh tanh arcsin arccos arctan log ln lg exp sqrt lcm gcd det infty pi"
 )
 _SHORT_WORDS = word_set("no on is it up or of he we me my by an at to so do go if us am pm be in as ox ok")
-_UNIT_LETTERS = word_set("m g s h l L")
+_UNIT_LETTERS = word_set("m g s h l L N J K A V W C T F")
+"""One-letter units: only behind a number and a blank, since `5m` may be algebra."""
 _GLUED_UNITS = word_set(
     "km cm mm kg mg ml mL ft lb lbs mph kmh min hr hrs hours hour minutes seconds days cents dollars"
 )
