@@ -10,6 +10,7 @@ import numpy as np
 
 from megatron_offgrpo.data.decontamination import BenchmarkIndex
 from megatron_offgrpo.data.near_duplicates import NUM_PERMUTATIONS, linked_heads, signatures
+from megatron_offgrpo.data.references import reference_fault
 from megatron_offgrpo.data.store import TrajectoryStore, composition
 from megatron_offgrpo.data.text_measures import hash_64, jaccard, normalised, shingles
 from megatron_offgrpo.progress import progress
@@ -36,6 +37,8 @@ class Audit:
     contaminated: list[tuple[int, str, str]] = field(default_factory=list)
     """(group, file:line of the benchmark, shared n-gram); only for benchmarks that were asked for."""
     benchmarks: tuple[str, ...] = ()
+    unverifiable: Counter[str] = field(default_factory=Counter)
+    """Kind of fault, such as `placeholder` -> groups whose reference answer no solution can match."""
 
 
 def audit(store: TrajectoryStore, benchmarks: Sequence[str] = ()) -> Audit:
@@ -53,9 +56,10 @@ def audit(store: TrajectoryStore, benchmarks: Sequence[str] = ()) -> Audit:
     minhash = np.zeros((store.num_groups, NUM_PERMUTATIONS), np.uint32)
     first = 0
     with progress("inspect", store.num_groups) as advance:
-        for batch in store.table.select(["problem", "rewards", "texts"]).to_batches(max_chunksize=256):
+        for batch in store.table.select(["problem", "answer", "rewards", "texts"]).to_batches(max_chunksize=256):
             problems = batch["problem"].to_pylist()
             minhash[first : first + len(problems)] = signatures(problems)
+            found.unverifiable.update(filter(None, map(reference_fault, batch["answer"].to_pylist())))
             for place, problem in enumerate(problems):
                 _add_group(found, first + place, batch["rewards"][place].as_py(), batch["texts"][place].as_py())
                 key = hash_64(normalised(problem))

@@ -5,6 +5,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Collection
+from decimal import Decimal
 from typing import Any
 
 from megatron_offgrpo.data.rejects import RecordError
@@ -126,10 +127,19 @@ def _is_finite(value: int | float) -> bool:
         return False
 
 
+def plain_number(value: int | float) -> str:
+    """The digits of a finite number, without an exponent.
+
+    Raises:
+        ValueError: an integer of thousands of digits, which Python refuses to write.
+    """
+    return format(Decimal(repr(value)), "f") if isinstance(value, float) else str(value)
+
+
 def number_text(value: int | float, where: str) -> str:
     """The digits of a number."""
     try:
-        return str(value)
+        return plain_number(value)
     except ValueError:  # Python refuses to write integers of thousands of digits
         raise RecordError("wrong type", where, expected="a number of sane length", got="a huge integer") from None
 

@@ -30,15 +30,15 @@ AHEAD_PER_PROCESS = 256
 
 @dataclass(frozen=True)
 class Grade:
-    """What math-verify says of one solution."""
+    """What the rules say of one solution."""
 
     reward: int
     """1 where the final answer equals the reference answer, else 0."""
     status: str
-    """`ok`, `judged` (by a model, see `Judge`), `no_answer`, `unreadable` (no rule compares the two),
-     `empty_gold`, `unreadable_gold`, `timeout`, `out_of_memory` or `crash`."""
+    """`ok`, `judged` (by a model, see `Judge`), `no_answer`, `unreadable` (no rule can compare the two), `empty_gold`,
+    `unreadable_gold`, `timeout`, `out_of_memory` or `crash`."""
     extracted: str | None
-    """The final answer as math-verify reads it; None where there is none."""
+    """The final answer as it is written; None where there is none."""
 
 
 @dataclass

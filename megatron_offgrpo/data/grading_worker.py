@@ -10,74 +10,59 @@ import os
 import resource
 import signal
 import sys
-from functools import lru_cache
 from typing import Any
 
-from math_verify import parse, verify
+from math_verify import parse
 
-from megatron_offgrpo.data.answers import as_math, last_box
+from megatron_offgrpo.data.answers import MAX_UNBOXED_CHARACTERS, final_answer, reference_answer
+from megatron_offgrpo.data.references import reference_fault
 from megatron_offgrpo.data.thinking import ThinkTags
+from megatron_offgrpo.data.verdict import compare
 
 MAX_EXTRACTED_CHARACTERS = 500
-MAX_UNBOXED_CHARACTERS = 4000
-"""Without a box only the end of a solution is searched: math-verify's patterns are slow on long texts."""
 thinking = ThinkTags()
 """Those that the pool asks for, once the worker runs."""
 
 
-@lru_cache(maxsize=256)
-def parsed_gold(gold: str) -> list[Any]:
-    return _parse(as_math(gold))
-
-
-def parsed_answer(text: str) -> list[Any]:
-    """math-verify's reading of the last box after the thought, or of the end of the text where there is no box."""
+def found_answer(text: str) -> str | None:
+    """The final answer after the thinking, as it is written; where nothing announces one, what math-verify finds."""
     part = thinking.final_part(text)
-    box = last_box(part)
-    return _parse(as_math(box) if box is not None else part[-MAX_UNBOXED_CHARACTERS:])
+    announced = final_answer(part)
+    return announced if announced is not None else _last_mathematics(part[-MAX_UNBOXED_CHARACTERS:])
 
 
-def _parse(text: str) -> list[Any]:
+def _last_mathematics(text: str) -> str | None:
     try:
-        return list(parse(text, parsing_timeout=None, raise_on_error=True))
+        found = parse(text, parsing_timeout=None, raise_on_error=True)
     except MemoryError:
         raise
     except Exception:  # math-verify's parser raises whatever its grammar and sympy raise on text that is no mathematics
-        return []
+        return None
+    return str(found[-1]) if found else None
 
 
-def shown(answer: list[Any]) -> str:
-    """The text of an extracted answer: math-verify puts it last, behind the parsed expression."""
-    return str(answer[-1])[:MAX_EXTRACTED_CHARACTERS]
+def shown(answer: str) -> str:
+    return answer.strip()[:MAX_EXTRACTED_CHARACTERS]
 
 
 def grade(gold: str, text: str) -> dict[str, Any]:
     """Whether the final answer of `text` equals `gold`."""
     if not gold.strip():
         return {"reward": 0, "status": "empty_gold", "extracted": None}
-    golds = parsed_gold(gold)
-    if not golds:
+    if reference_fault(gold) is not None:
         return {"reward": 0, "status": "unreadable_gold", "extracted": None}
-    answer = parsed_answer(text)
-    if not answer:
+    answer = found_answer(text)
+    if answer is None:
         return {"reward": 0, "status": "no_answer", "extracted": None}
-    correct = any(_equal(one, other) for one in golds for other in answer)
-    return {"reward": int(correct), "status": "ok", "extracted": shown(answer)}
-
-
-def _equal(gold: Any, answer: Any) -> bool:
-    try:
-        return bool(verify(gold, answer, timeout_seconds=None, raise_on_error=True))
-    except MemoryError:
-        raise
-    except Exception:  # sympy raises on comparisons it cannot make; such a pair is not equal
-        return False
+    verdict = compare(reference_answer(gold), answer)
+    status = "unreadable" if verdict == "unreadable" else "ok"
+    return {"reward": int(verdict == "equal"), "status": status, "extracted": shown(answer)}
 
 
 def extract(text: str) -> dict[str, Any]:
     """The final answer of `text`, unjudged."""
-    answer = parsed_answer(text)
-    if not answer:
+    answer = found_answer(text)
+    if answer is None:
         return {"reward": 0, "status": "no_answer", "extracted": None}
     return {"reward": 0, "status": "ok", "extracted": shown(answer)}
 
@@ -90,7 +75,8 @@ def answer_request(request: dict[str, Any]) -> dict[str, Any]:
 
 def warm_up() -> None:
     """Compiles math-verify's patterns and grammar, which the time limit of the first sample should not pay for."""
-    _equal(_parse("so 1")[0], _parse(as_math(r"\frac{x^2}{2}"))[0])
+    _last_mathematics("so 1")
+    compare(r"\frac{x^2}{2}", "x")
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from megatron_offgrpo.data.grading import Grade
+from megatron_offgrpo.data.thinking import ThinkTags
 from megatron_offgrpo.errors import ConfigError, DataError, GenerationError
 from megatron_offgrpo.openai_server import OpenAiServer, ServerGone
 from megatron_offgrpo.progress import say
@@ -45,8 +46,8 @@ that is missing, or a different number, unit, set, order or name where it matter
 </answer>
 
 End with one line, either `Verdict: EQUAL` or `Verdict: DIFFERENT`."""
+_TAGS = ThinkTags()
 _VERDICT = re.compile(r"verdict\W*(equal|different)\b", re.IGNORECASE)
-_THINK_END = "</think>"
 
 
 class Judge:
@@ -173,7 +174,7 @@ class Judge:
 
 def verdict_of(reply: str) -> Verdict:
     """The verdict that a reply states after its thinking; `unclear` where it states none, or both."""
-    stated = {found.lower() for found in _VERDICT.findall(reply.rpartition(_THINK_END)[2])}
+    stated = {found.lower() for found in _VERDICT.findall(_TAGS.final_part(reply))}
     if stated == {"equal"}:
         return "equal"
     return "different" if stated == {"different"} else "unclear"

@@ -8,6 +8,7 @@ from typing import Any
 
 from megatron_offgrpo.data.grading import Grade, GradingPool
 from megatron_offgrpo.data.judge import Judge
+from megatron_offgrpo.data.references import reference_fault
 from megatron_offgrpo.data.rejects import RecordError
 from megatron_offgrpo.data_config import LabelMode
 from megatron_offgrpo.types import GroupRecord
@@ -162,10 +163,13 @@ def label_by_math_verify(
     labelled: list[LabelledGroup | RecordError] = []
     for group in groups:
         own = [next(grades) for _ in group.trajectories]
-        unusable = {one.status for one in own} & {"empty_gold", "unreadable_gold"}
-        if unusable:
-            reason = "empty reference answer" if "empty_gold" in unusable else "unreadable reference answer"
-            labelled.append(RecordError(reason, "answer", expected="an answer math-verify reads", got=group.answer))
+        if not group.answer.strip():
+            labelled.append(
+                RecordError("empty reference answer", "answer", expected="a final answer", got=group.answer)
+            )
+        elif kind := reference_fault(group.answer):
+            reason = f"unreadable reference answer ({kind})"
+            labelled.append(RecordError(reason, "answer", expected="an answer to compare with", got=group.answer))
         else:
             labelled.append(_labelled(group, tuple(float(one.reward) for one in own), own, "math-verify"))
     return labelled

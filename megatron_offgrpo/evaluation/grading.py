@@ -4,29 +4,26 @@ The lenient score is the label of the data step. The strict one also asks for th
 `\boxed{...}` after the thought. A text that ends inside a thought has no final part.
 """
 
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from string import ascii_uppercase
 from typing import Literal
 
-from megatron_offgrpo.data.answers import last_box
+from megatron_offgrpo.data.answers import announced_answers, final_answer, last_box
+from megatron_offgrpo.data.choices import chosen_letter
 from megatron_offgrpo.data.grading import Grade, GradingPool
 from megatron_offgrpo.data.judge import Judge
+from megatron_offgrpo.data.references import reference_fault
 from megatron_offgrpo.data.thinking import ThinkTags
 
 CHUNK = 256
+SHORT_TEXT = 200
+"""Of a text without any mark of an answer, which may be the letter and its option's text alone."""
 Reason = Literal[
     "equal", "different", "no_box", "unclosed_think", "no_answer", "unreadable", "empty_gold", "unreadable_gold",
     "timeout", "out_of_memory", "crash",
 ]  # fmt: skip
-# A letter alone, in brackets, in \text{}, or before its option's text: "B", "(B)", "\text{B}", "B. 12 cm", "B) 12 cm".
-_LETTER_IN_BOX = re.compile(r"^\s*(?:\\(?:text|textbf|mathrm|mathbf)\s*\{)?\s*\(?\s*([A-Z])\s*(?:[).:}]|$)")
-# "the answer is A good one" and "the answer is I think ..." name no option.
-_LETTER_IN_TEXT = re.compile(
-    r"(?i:answer|option|choice)\s*(?i:is|:)?\s*:?\s*[*_]*\s*\(?((?:[AI](?!\s+[a-z])|[B-HJ-Z])\b)(?!['’])"
-)
 
 
 @dataclass(frozen=True)
@@ -91,24 +88,20 @@ def _scored(one: Solution, grade: Grade, tags: ThinkTags) -> Scored:
 def letter_grade(one: Solution, tags: ThinkTags) -> Grade:
     """Reward 1 where the chosen letter is the right one.
 
-    The letter is that of the last box after the thinking; without a box, that of the last "answer is (X)", "Option X",
-    "choice: X" there. A letter beyond the options is no answer.
+    The letter is that of the last box after the thinking; without a box, that of `<answer>`, of the last "answer is X",
+    "option X", 答案：X there, or of the whole text. A letter beyond the options is no answer.
     """
-    letters = ascii_uppercase[: one.choices]
     part = tags.final_part(one.text)
     box = last_box(part)
-    found: Sequence[str] = (
-        [match.group(1) for match in [_LETTER_IN_BOX.match(box)] if match]
-        if box is not None
-        else _LETTER_IN_TEXT.findall(part)
-    )
-    chosen = [letter for letter in found if letter in letters]
-    if not chosen:
+    places = [box] if box is not None else [final_answer(part) or "", *announced_answers(part), part[:SHORT_TEXT]]
+    letters = (chosen_letter(place) for place in places)
+    chosen = next((letter for letter in letters if letter and letter in ascii_uppercase[: one.choices]), None)
+    if chosen is None:
         return Grade(0, "no_answer", None)
-    return Grade(int(chosen[-1] == one.gold), "ok", chosen[-1])
+    return Grade(int(chosen == one.gold), "ok", chosen)
 
 
-def unreadable_golds(golds: Iterable[str], pool: GradingPool) -> list[int]:
-    """Positions of the reference answers that math-verify cannot read: no solution could ever be right."""
-    grades = pool.grade((gold, "") for gold in golds)
-    return [index for index, grade in enumerate(grades) if grade.status != "no_answer"]
+def unreadable_golds(golds: Iterable[str]) -> dict[int, str]:
+    """Positions of the reference answers that no solution could match, and why."""
+    faults = ((index, reference_fault(gold)) for index, gold in enumerate(golds))
+    return {index: kind for index, kind in faults if kind is not None}

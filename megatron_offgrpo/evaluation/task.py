@@ -8,7 +8,6 @@ from typing import Any
 from megatron_offgrpo.artifacts import MANIFEST, Manifest, fingerprint_of, fingerprint_of_files
 from megatron_offgrpo.config_values import to_dict
 from megatron_offgrpo.data.chat import chat_format
-from megatron_offgrpo.data.grading import GradingPool
 from megatron_offgrpo.data.judge import model_of
 from megatron_offgrpo.data.thinking import ThinkTags
 from megatron_offgrpo.data_config import THINK_TAGS, GradingSeconds
@@ -179,14 +178,15 @@ def without_unreadable(task: Task) -> Task:
     open_ones = [one for one in questions if not one.choices]
     if not open_ones:
         return task
-    with GradingPool(1, config.grading_seconds) as pool:
-        bad = {open_ones[index].problem_id for index in unreadable_golds((one.answer for one in open_ones), pool)}
+    bad = {
+        open_ones[index].problem_id: kind for index, kind in unreadable_golds(one.answer for one in open_ones).items()
+    }
     if not bad:
         return task
-    shown = [f"{one.problem_id}: {one.answer!r}" for one in questions if one.problem_id in bad]
+    shown = [f"{one.problem_id}: {one.answer!r} ({bad[one.problem_id]})" for one in questions if one.problem_id in bad]
     if not config.leave_out_unreadable or len(bad) == len(questions):
         raise DataError(
-            f"{len(bad)} of {len(questions)} reference answers cannot be read as mathematics",
+            f"{len(bad)} of {len(questions)} reference answers cannot be read",
             where=str(config.benchmark),
             got="; ".join(shown[:5]) + ("; ..." if len(shown) > 5 else ""),
             remedy="mend them, or pass --leave-out-unreadable (they are then counted, not scored)",

@@ -15,7 +15,7 @@ from megatron_offgrpo.config import RunConfig
 from megatron_offgrpo.data.audit import Audit, quantiles
 from megatron_offgrpo.data.store import TrajectoryStore
 from megatron_offgrpo.data.store_writer import DISAGREEMENTS_FILE, REJECTED_FILE, REMOVED_FILE
-from megatron_offgrpo.data.summary import agreement_lines, summary_lines
+from megatron_offgrpo.data.summary import agreement_lines, listing, summary_lines
 from megatron_offgrpo.errors import ConfigError
 from megatron_offgrpo.planning.members import epoch_members, member_signals
 from megatron_offgrpo.reporting import plots
@@ -304,7 +304,13 @@ def _duplicate_rows(found: Audit) -> list[tuple[str, str]]:
         ("problems equal to an earlier one", f"{found.duplicate_problems}"),
         ("problems similar to an earlier one (0.8)", f"{len(found.near_duplicates)}"),
         ("problems of a benchmark", looked),
+        ("problems with an unverifiable reference answer", _unverifiable(found)),
     ]
+
+
+def _unverifiable(found: Audit) -> str:
+    total = found.unverifiable.total()
+    return f"{total} ({listing(dict(sorted(found.unverifiable.items())))})" if total else "0"
 
 
 def _lines_of(path: Path) -> Iterator[dict[str, Any]]:

@@ -1,10 +1,10 @@
-"""Where the final answer stands, and how it is wrapped for math-verify."""
+"""Where the final answer stands."""
 
 import time
 
 import pytest
 
-from megatron_offgrpo.data.answers import as_math, last_box
+from megatron_offgrpo.data.answers import final_answer, last_box, reference_answer
 
 
 @pytest.mark.parametrize(
@@ -40,23 +40,79 @@ def test_hostile_text_takes_linear_time():
 
 
 @pytest.mark.parametrize(
-    ("answer", "wrapped"),
+    ("text", "box"),
     [
-        ("18", r"\boxed{18}"),
-        (" 27.0 ", r"\boxed{27.0}"),
-        ("$2$", r"\boxed{2}"),
-        ("$$2$$", r"\boxed{2}"),
-        (r"\(x\)", r"\boxed{x}"),
-        (r"\$18.90", r"\boxed{\$18.90}"),
-        (r"$\$18.90$", r"\boxed{\$18.90}"),
-        ("25.", r"\boxed{25}"),
-        ("$25.$", r"\boxed{25}"),
-        ("$25$.", r"\boxed{25}"),
-        (r"(-\infty,0)\cup\{1\}.", r"\boxed{(-\infty,0)\cup\{1\}}"),
-        ("$8$,$4$", r"\boxed{$8$,$4$}"),
-        (r"\boxed{9}", r"\boxed{9}"),
-        ("1, 2, ...", r"\boxed{1, 2, ...}"),
+        (r"\boxed{2} and \boxed{7}", "2, 7"),
+        (r"$\boxed{2}$, $\boxed{7}$ or $\boxed{9}$", "2, 7, 9"),
+        (r"$x=\boxed{2}$ or $x_2 = \boxed{7}$", "2, 7"),
+        (r"\boxed{2}\text{ and }\boxed{7}", "2, 7"),
+        (r"\boxed{2} and \boxed{2}", "2"),
+        (r"\boxed{2} \boxed{7}", "7"),
+        (r"\boxed{2} apples and \boxed{7} pears", "7"),
+        (r"\boxed{2}, which gives \boxed{7}", "7"),
+        (r"\boxed{1}. Then \boxed{2} and \boxed{7}", "2, 7"),
+        (r"\boxed 7, as 3+5=8", "7"),
+        (r"\boxed\frac12 is it", r"\frac12"),
+        (r"\boxed-12", "-12"),
     ],
 )
-def test_as_math(answer, wrapped):
-    assert as_math(answer) == wrapped
+def test_boxes_side_by_side_and_without_braces(text, box):
+    assert last_box(text) == box
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (r"<answer>3</answer> and \boxed{4}", "4"),
+        (r"\fbox{4} <answer>3</answer>", "4"),
+        ("<answer>3</answer>\n#### 5", "3"),
+        ("<ANSWER> \n4\n </ANSWER>", "4"),
+        ("The answer is 3.\n#### 5\nbye", "5"),
+        ("The answer is 3. No, the answer is 5.", "5"),
+        ("The answer is 3.5 meters. That is all.", "3.5 meters"),
+        ("Final answer:\n\n\\[ x = 5 \\]\n", "x = 5"),
+        ("The final answer is: $7$. I hope it is correct.", "$7$"),
+        ("The answer to the question is 7, because 3 + 4 = 7.", "7"),
+        ("The answer is C, not the option D.", "C, not the option D"),
+        ("答案是7，因为3+4=7。", "7"),
+        ("故选：B。", "B"),
+        ("no number and no mark 7", None),
+        ("This is not the answer: it is a question", None),
+        ("", None),
+    ],
+)
+def test_where_a_final_answer_is_announced(text, answer):
+    assert final_answer(text) == answer
+
+
+def test_hostile_text_without_a_box_takes_linear_time():
+    start = time.monotonic()
+    for piece in (
+        "answer is ",
+        "the answer to ",
+        "$",
+        "####",
+        "<answer>",
+        "答案",
+        r"\boxed{1}, ",
+        r"\boxed{1}",
+        "_",
+        "{",
+        r"\text{",
+    ):
+        final_answer(piece * 50_000)
+    assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize(
+    ("reference", "answer"),
+    [
+        ("7", "7"),
+        (r"So \boxed{7}.", "7"),
+        ("Tom has 3 cats.\nThe answer is 12 minus 5.\n#### 7", "7"),
+        ("<answer>7</answer>", "7"),
+        ("The answer is odd", "The answer is odd"),
+    ],
+)
+def test_reference_answers(reference, answer):
+    assert reference_answer(reference) == answer

@@ -70,6 +70,8 @@ def test_solutions_form_is_detected_and_unknown_fields_are_counted(tmp_path):
 def test_numbers_are_taken_as_ids_and_answers(tmp_path):
     ((one,), _, _) = read(tmp_path, write_lines(tmp_path / "a.jsonl", [group(group_id=7, answer=2)]))
     assert (one.group_id, one.answer) == ("7", "2")
+    ((one,), _, _) = read(tmp_path, write_lines(tmp_path / "b.jsonl", [group(answer=1e-07)]))
+    assert one.answer == "0.0000001"
 
 
 def test_parquet(tmp_path):

@@ -26,6 +26,26 @@ def test_math_verify(pool):
     assert second.group is groups[1]
 
 
+@pytest.mark.parametrize(
+    ("reference", "kind"),
+    [
+        ("proof", "placeholder"),
+        ("???", "no content"),
+        ("See the proof above.", "prose"),
+        (r"\frac{3}{", "unclosed brace"),
+    ],
+)
+def test_a_reference_that_no_solution_can_match_is_refused_by_kind(pool, reference, kind):
+    refused, kept = label_groups([make(reference, "a", r"\boxed{1}"), make("1", r"\boxed{1}")], ("math-verify",), pool)
+    assert (refused.reason, refused.field) == (f"unreadable reference answer ({kind})", "answer")
+    assert kept.rewards == (1.0,)
+
+
+def test_an_unreadable_answer_has_its_status(pool):
+    (labelled,) = label_by_math_verify([make("1/2", r"\boxed{0.6}", r"\boxed{x \oplus 1}")], pool)
+    assert labelled.statuses == ("ok", "unreadable")
+
+
 def test_given():
     labelled = label_by_given(make("", "a", "b", rewards=[0.0, 1.0]))
     assert (labelled.rewards, labelled.statuses) == ((0.0, 1.0), ("given", "given"))
@@ -96,6 +116,6 @@ def test_a_group_that_can_have_no_label_says_why(pool):
     empty, unreadable, ungiven = make("", r"\boxed{2}"), make(r"\text{}", r"\boxed{2}"), make("2", "a", "b")
     no_gold, bad_gold = label_groups([empty, unreadable], ("math-verify", "given"), pool)
     assert (no_gold.reason, no_gold.field) == ("empty reference answer", "answer")
-    assert (bad_gold.reason, bad_gold.field) == ("unreadable reference answer", "answer")
+    assert (bad_gold.reason, bad_gold.field) == ("unreadable reference answer (empty)", "answer")
     (no_reward,) = label_groups([ungiven], ("given",), pool)
     assert no_reward.reason == "no reward given"

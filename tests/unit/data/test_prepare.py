@@ -9,9 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import AutoTokenizer
 
+from megatron_offgrpo.data.audit import audit
 from megatron_offgrpo.data.prepare import PrepareConfig, prepare, summary_lines
 from megatron_offgrpo.data.store import TrajectoryStore
 from megatron_offgrpo.errors import ConfigError, DataError
+from megatron_offgrpo.reporting.data_report import terminal_lines
 from tests.unit.data.tiny import group, save_tokenizer, write_lines
 
 RIGHT, WRONG = r"\boxed{2}", r"\boxed{3}"
@@ -70,6 +72,31 @@ def test_what_is_stored_and_counted(config):
     for expected in ("4: 2 all positive, 1 mixed, 1 all negative", "given, math-verify: 3 of 5 (60.00 %)",
                      "prompt too long 1", "1 more were not selected", "1 truncated", "benchmark 1"):  # fmt: skip
         assert expected in text
+
+
+def test_references_that_no_solution_can_match_are_refused_and_counted(config, tmp_path):
+    def prove(name, answer):
+        one = group(name, answer=answer)
+        for trajectory in one["trajectories"]:
+            trajectory["reward"] = 0
+        return one
+
+    records = [group("good"), prove("a", "proof"), prove("b", "N/A"), prove("c", "See the proof above.")]
+    path = write_lines(tmp_path / "proofs.jsonl", records)
+    verified = prepare(replace(config, inputs=(str(path),)))
+    counts = verified.manifest.counts
+    assert counts["rejected"] == {
+        "unreadable reference answer (placeholder)": 2,
+        "unreadable reference answer (prose)": 1,
+    }
+    assert counts["groups"]["total"] == 1
+    assert not audit(verified).unverifiable
+    # Given labels need no reference: such groups are kept, and the audit says how many there are.
+    given = prepare(replace(config, inputs=(str(path),), labels=("math-verify", "given"), output=str(tmp_path / "all")))
+    found = audit(given)
+    assert found.unverifiable == {"placeholder": 2, "prose": 1}
+    lines = terminal_lines(given, found, [])
+    assert [line.split(maxsplit=6)[-1] for line in lines if "unverifiable" in line] == ["3 (placeholder 2, prose 1)"]
 
 
 def test_given_and_majority_labels(config, tmp_path):

@@ -37,11 +37,13 @@ def test_other_field_names_numbers_and_gsm8k_answers(tmp_path):
         {"question": "q", "answer": "3*9=<<3*9=27>>27 in all.\n#### 27"},
         {"prompt": "p", "gold": 4.5},
         {"problem": "r", "final_answer": 7, "unique_id": "set/7"},
+        {"problem": "s", "answer": 1e-7},
     ]
     assert load_benchmark(write(tmp_path / "b.jsonl", records)) == [
         Question("0", "q", "27"),
         Question("1", "p", "4.5"),
         Question("set/7", "r", "7"),
+        Question("3", "s", "0.0000001"),
     ]
 
 

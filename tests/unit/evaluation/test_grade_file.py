@@ -34,6 +34,8 @@ def test_adds_four_fields_and_keeps_order_and_the_rest(tmp_path):
         record(2, "\\boxed{8}", answer=7),
         record(3, "(B)? \\boxed{B}", answer="B", choices=4),
         record(4, "π? \u2028 \\boxed{7}", answer=7.0),
+        record(5, "\\boxed{10^{-7}}", answer=1e-7),
+        record(7, "\\boxed{7}", answer="N/A"),
     ]
     counts = grade_file(write(tmp_path / "in.jsonl", *given), tmp_path / "out.jsonl", processes=1)
     graded = read(tmp_path / "out.jsonl")
@@ -45,8 +47,10 @@ def test_adds_four_fields_and_keeps_order_and_the_rest(tmp_path):
         [0, 0, "8", "different"],
         [1, 1, "B", "equal"],
         [1, 1, "7", "equal"],
+        [1, 1, "10^{-7}", "equal"],
+        [0, 0, None, "unreadable_gold"],
     ]
-    assert (counts.graded, counts.lenient, counts.strict, counts.rejected, counts.rejects) == (5, 4, 3, 0, None)
+    assert (counts.graded, counts.lenient, counts.strict, counts.rejected, counts.rejects) == (7, 5, 4, 0, None)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
 
 

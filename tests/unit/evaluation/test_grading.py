@@ -75,8 +75,9 @@ def test_a_letter_that_is_not_the_right_one_is_wrong():
     assert letter_grade(Solution("C", "\\boxed{B}", choices=4), ThinkTags()).reward == 0
 
 
-def test_unreadable_reference_answers(pool):
-    assert unreadable_golds(["7", "$", "\\frac{1}{2}", " "], pool) == [1, 3]
+def test_unreadable_reference_answers():
+    golds = ["7", "$", "\\frac{1}{2}", " ", "proof", "\\frac{1}{"]
+    assert unreadable_golds(golds) == {1: "empty", 3: "empty", 4: "placeholder", 5: "unclosed brace"}
 
 
 def votes(*answers, right):

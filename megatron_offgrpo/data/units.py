@@ -1,0 +1,112 @@
+"""Units, currencies and counting words: which words after a number are the same, and which can be converted."""
+
+from fractions import Fraction
+
+from megatron_offgrpo.data.rules import words
+
+# Base unit -> {unit: how many base units it is}; the names are in lower case where case carries no meaning.
+_MEASURES: dict[str, dict[str, str | int]] = {
+    "m": {
+        "m meter metre 米 公尺": 1, "km kilometer kilometre 千米 公里": 1000,
+        "cm centimeter centimetre 厘米 公分": "1/100",
+        "mm millimeter millimetre 毫米": "1/1000", "dm decimeter decimetre 分米": "1/10",
+        "nm nanometer": "1/1000000000",
+        "in inch inche 英寸": "254/10000", "ft foot feet 英尺": "3048/10000", "yd yard 码": "9144/10000",
+        "mi mile 英里": "1609344/1000",
+    },
+    "g": {
+        "g gm gram gramme 克": 1, "kg kilogram 千克 公斤": 1000, "mg milligram 毫克": "1/1000",
+        "ton tonne 吨": 1000000, "斤": 500,
+    },
+    "lb": {"lb pound-mass": 1, "oz ounce 盎司": "1/16"},
+    "s": {
+        "s sec second 秒 秒钟": 1, "min minute 分钟": 60, "h hr hour 小时 个小时": 3600, "day 天 日": 86400,
+        "week 周 星期": 604800, "ms millisecond 毫秒": "1/1000",
+    },
+    "month": {"month 个月": 1, "yr year 年": 12},
+    "l": {"l liter litre 升": 1, "ml milliliter millilitre 毫升": "1/1000"},
+    "usd": {"usd dollar buck 美元": 1, "cent ¢ 美分": "1/100"},
+    "cny": {"cny rmb yuan 元 块 块钱 人民币": 1, "jiao 角": "1/10", "fen": "1/100"},
+    "eur": {"eur euro 欧元": 1}, "gbp": {"gbp pound 英镑": 1}, "inr": {"inr rs rupee 卢比": 1},
+    "jpy": {"jpy yen 日元": 1},
+    "krw": {"krw won": 1}, "rub": {"rub ruble rouble": 1}, "peso": {"peso": 1}, "franc": {"franc": 1},
+    "degree": {"degree deg 度": 1, "arcminute": "1/60", "arcsecond": "1/3600"},
+    "celsius": {"celsius 摄氏度": 1}, "fahrenheit": {"fahrenheit 华氏度": 1}, "kelvin": {"k kelvin": 1},
+    "rad": {"rad radian 弧度": 1},
+    "1": {"percent pct percentage % 个百分点": "1/100", "permille ‰": "1/1000"},
+    "w": {"w watt 瓦": 1, "kw kilowatt 千瓦": 1000}, "j": {"j joule 焦耳": 1, "kj kilojoule 千焦": 1000},
+    "newton": {"n newton 牛顿": 1}, "volt": {"v volt 伏 伏特": 1}, "ohm": {"ohm 欧姆": 1},
+    "ampere": {"a ampere amp 安培": 1},
+    "hz": {"hz hertz 赫兹": 1, "khz": 1000, "mhz": 1000000}, "pa": {"pa pascal": 1, "kpa": 1000, "atm": 101325},
+    "mol": {"mol mole 摩尔": 1}, "acre": {"acre 英亩": 1}, "hectare": {"ha hectare 公顷": 1},
+    "gallon": {"gal gallon 加仑": 1},
+    "m/s": {"mph": "44704/100000", "kmph kph kmh": "5/18"},
+    "ordinal": {"th": 1},
+}  # fmt: skip
+
+_OF_NAME: dict[str, tuple[str, Fraction]] = {
+    name: (base, Fraction(factor))
+    for base, units in _MEASURES.items()
+    for names, factor in units.items()
+    for name in names.split()
+}
+
+SCALES = {
+    "hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12,
+    "百": 10**2, "千": 10**3, "万": 10**4, "百万": 10**6, "千万": 10**7, "亿": 10**8, "dozens": 12, "millions": 10**6,
+}  # fmt: skip
+"""Words that multiply the number before them."""
+
+NEVER_COUNTED = words(
+    "more less fewer than or and not no to from of mod modulo if when for where times plus minus over squared cubed"
+    " factorial even odd prime positive negative is are was the am pm o'clock noon midnight base divided by power"
+    " half halves third thirds quarter quarters 点 时 余 月 号 比 倍 且 或 和 以上 以下 多"
+)
+"""Words that say more of a number than what is counted."""
+
+_POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3, "平方": 2, "立方": 3}
+
+
+def unit_of(name: str) -> tuple[str, Fraction] | None:
+    """(base unit, factor) of one unit word, plural or not; None where it is no unit."""
+    low = name.casefold()
+    return _OF_NAME.get(low) or (_OF_NAME.get(low[:-1]) if low.endswith("s") and len(low) > 2 else None)
+
+
+def is_unit_word(name: str) -> bool:
+    """Whether `name` is a unit, or a word such as `sq` that is part of one."""
+    return unit_of(name) is not None or name.casefold() in _POWERS
+
+
+def measure(unit_words: tuple[str, ...]) -> tuple[str, Fraction]:
+    """The base unit and the factor of the words after a number, such as `km / h`, `square meters`, `cm ^2`.
+
+    What is no known unit counts itself: the base is the words, in lower case and without the plural's s.
+    """
+    bases: list[tuple[str, int]] = []
+    factor, sign, power = Fraction(1), 1, 1
+    for place, word in enumerate(unit_words):
+        low = word.casefold()
+        squared = next((mark for mark in ("平方", "立方") if low.startswith(mark) and low != mark), None)
+        if squared:
+            power, low = _POWERS[squared], low.removeprefix(squared)
+        if low in _POWERS:
+            power = _POWERS[low]
+        elif low in ("/", "per", "每"):
+            sign = -1
+        elif low.startswith("^") and bases and low[1:].lstrip("-").isdigit():
+            base, old = bases[-1]
+            known = unit_of(unit_words[place - 1])
+            exponent = int(low[1:])
+            bases[-1] = (base, old * exponent)
+            if known:
+                factor *= known[1] ** (old * exponent - old)
+        else:
+            base, own = unit_of(low) or (low[:-1] if low.endswith("s") and len(low) > 3 else low, Fraction(1))
+            if base == "m/s":
+                bases += [("m", sign), ("s", -sign)]
+            else:
+                bases.append((base, sign * power))
+            factor *= own ** (sign * power)
+            power = 1
+    return " ".join(base if exponent == 1 else f"{base}^{exponent}" for base, exponent in bases), factor
