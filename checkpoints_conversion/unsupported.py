@@ -1,4 +1,4 @@
-"""Families that Megatron-Core 0.16.1 cannot express, and why: a clear refusal instead of a wrong model."""
+"""Families that this project's layer cannot express, and why: a clear refusal instead of a wrong model."""
 
 REASONS: dict[str, str] = {
     "gemma2": "attention scores and final logits are soft-capped (attn_logit_softcapping, final_logit_softcapping), "

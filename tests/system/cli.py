@@ -9,7 +9,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def command(*arguments: object) -> list[str]:
-    return [sys.executable, "-W", "ignore", "-m", "megatron_offgrpo.cli", *map(str, arguments)]
+    return [sys.executable, "-m", "megatron_offgrpo.cli", *map(str, arguments)]
 
 
 def environment() -> dict[str, str]:

@@ -32,6 +32,7 @@ from megatron_offgrpo.evaluation.generation import (
 )
 from megatron_offgrpo.evaluation.prompts import encode_prompt
 from tests.system.backend_probe import MAX_TOKENS, SHAPED, ids_of
+from tests.system.cli import offgrpo
 from tools.base_student import SHIPPED
 from tools.word_problems import make_benchmark, write_jsonl
 
@@ -284,3 +285,13 @@ def test_server_draws_what_the_engine_in_process_draws(server, hf, vllm, tmp_pat
         process.send_signal(signal.SIGKILL)
         with pytest.raises(GenerationError, match=r"does not answer|refuses"):
             list(drawing)
+
+
+@needs_vllm
+def test_nothing_of_vllm_reaches_the_terminal(tmp_path):
+    write_jsonl(tmp_path / "b.jsonl", make_benchmark(2, "benchmark", 0))
+    settings = ["--samples", 1, "--max-tokens", 8, "--backend", "vllm", "--output", tmp_path / "out"]
+    said = offgrpo("eval", "--model", SHIPPED, "--benchmark", tmp_path / "b.jsonl", *settings, cwd=tmp_path).stderr
+    lines = said.splitlines()
+    assert lines[0].startswith("evaluating ")
+    assert [line for line in lines if not line.startswith(("evaluating ", "sampling: ", "grading: "))] == []

@@ -40,8 +40,9 @@ def folder(tmp_path_factory) -> Path:
     hf_to_megatron(folder / "hf", folder / "megatron")
     run = toy_run(epochs=6)
     save_plan(build_plan(store, run.plan, run.objective), folder / "plan")
-    offgrpo("reference", RECIPE, *settings(folder), cwd=folder)
-    offgrpo("train", RECIPE, *settings(folder), cwd=folder)
+    for stage in ("reference", "train"):
+        said = offgrpo(stage, RECIPE, *settings(folder), cwd=folder)
+        (folder / f"{stage}.txt").write_text(said.stdout + said.stderr)
     return folder
 
 
@@ -52,6 +53,12 @@ def weights(folder: Path, output: Path, export: Path) -> dict[str, torch.Tensor]
 
 def metrics(output: Path) -> list[dict]:
     return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("stage", ["reference", "train"])
+def test_nothing_of_a_library_reaches_the_terminal(folder, stage):
+    lines = (folder / f"{stage}.txt").read_text().splitlines()
+    assert [line for line in lines if not line.startswith(f"{stage}: ")] == []
 
 
 def test_step_0_equals_the_reference_to_the_bit(folder):

@@ -1,6 +1,6 @@
 """Keys and shapes of converted checkpoints are those that Transformer Engine's layer asks for.
 
-`checkpoint_keys.json` was derived from Megatron-Core 0.16.1's source: get_gpt_layer_with_transformer_engine_spec (norms
+`checkpoint_keys.json` was derived from Megatron-Core's source: get_gpt_layer_with_transformer_engine_spec (norms
 fused into linear_qkv and, in dense layers, linear_fc1; a norm of its own before a router), TEGroupedMLP and
 SequentialMLP (one key for all experts), TransformerBlock.sharded_state_dict (a leading layer dimension). It lists what
 each of the tiny models has, with the shape of each tensor and, for the `_extra_state` objects, that of their grid.

@@ -1,5 +1,6 @@
 """Run as a script: what Megatron-Core does where nothing of this project is in its place, as one JSON object."""
 
+import contextlib
 import gc
 import json
 import os
@@ -9,6 +10,7 @@ import tempfile
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -83,6 +85,26 @@ def on_the_cpu() -> None:
     found["student_stays"] = model() is not None
 
 
+def load_with_gradients() -> None:
+    """A sharded checkpoint, loaded by a student of this project where its fp32 weights ask for gradients."""
+    from megatron_offgrpo.artifacts import Manifest
+    from megatron_offgrpo.config import LayoutConfig
+    from megatron_offgrpo.parallel import runtime
+    from megatron_offgrpo.training import checkpoint, checkpoint_state
+    from megatron_offgrpo.training.student import build_student
+    from tests.distributed.toy import architecture, toy_run
+
+    place = runtime.start(LayoutConfig(), seed=0)
+    student = build_student(architecture("qwen2"), toy_run())
+    student.zero_grad()
+    student.optimizer.step()
+    with tempfile.TemporaryDirectory() as name:
+        writer = checkpoint.CheckpointWriter(Path(name), place, keep=0, asynchronous=False)
+        writer.save(student, 1, Manifest(kind="checkpoint", fingerprint="test"), "sharded")
+        with mock.patch.object(checkpoint_state, "torch", SimpleNamespace(no_grad=contextlib.nullcontext)):
+            found["load"] = error_of(lambda: checkpoint.load_all(student, Path(name) / "iter_0000001"))
+
+
 def queue_of_results() -> None:
     import psutil
     from megatron.core.dist_checkpointing.strategies import filesystem_async
@@ -92,12 +114,14 @@ def queue_of_results() -> None:
     found["queue_processes"] = len(psutil.Process().children()) - before
     for child in psutil.Process().children():
         child.kill()  # they would outlive this process and hold its output open
+    filesystem_async._results_queue = None
 
 
 if __name__ == "__main__":
     before_any_patch()
     on_the_cpu()
     queue_of_results()
+    load_with_gradients()
     sys.stdout.write("\n" + json.dumps(found) + "\n")
     sys.stdout.flush()
     os._exit(0)

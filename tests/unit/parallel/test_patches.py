@@ -48,6 +48,10 @@ def test_a_fresh_adamw_of_torch_has_no_state_dict(stock):
     assert stock["fresh_adamw"].startswith("AssertionError")
 
 
+def test_a_sharded_checkpoint_is_copied_into_weights_that_ask_for_gradients(stock):
+    assert "in-place operation" in stock["load"]
+
+
 def test_megatron_writes_a_process_group_into_the_metadata_dict(stock):
     assert stock["metadata_dict"] == ["dp_cp_group"]
 
