@@ -1,8 +1,8 @@
 """Runs that an earlier stack began go on: Megatron-Core 0.16.1 on Python 3.11 wrote the fixture.
 
-`old_checkpoints/megatron_core_0_16.tar.xz` holds, for a tiny dense model and a mixture of experts, the store, the
-Hugging Face model, its conversion, a run stopped after step 2 of 4 in both formats, and metrics and weights of the same
-run undisturbed.
+`old_checkpoints/megatron_core_0_16.tar.xz` holds, for a tiny dense model and a mixture of experts, the Hugging Face
+model, its conversion, a run stopped after step 2 of 4 in both formats, and metrics and weights of the same run
+undisturbed. Its store was the toy store with 29 tokens, which is made again: stores have another format by now.
 """
 
 import json
@@ -16,11 +16,11 @@ from safetensors.torch import load_file
 
 from checkpoints_conversion import megatron_to_hf
 from megatron_offgrpo.config import LayoutConfig, RunConfig, with_values
-from megatron_offgrpo.data.store import TrajectoryStore
 from megatron_offgrpo.parallel import runtime
 from megatron_offgrpo.planning.plan import build_plan
 from megatron_offgrpo.planning.plan_files import save_plan
 from megatron_offgrpo.training.run_folder import read_metrics
+from tests.distributed import toy
 from tests.distributed.format_worker import run_of, train
 
 ARCHIVE = Path(__file__).parent / "old_checkpoints" / "megatron_core_0_16.tar.xz"
@@ -42,13 +42,14 @@ def old(tmp_path) -> Path:
 
 def planned(folder: Path, output: Path, form: str) -> RunConfig:
     run = with_values(run_of(folder, output), checkpoint={"every_steps": 2, "keep": 0, "format": form})
-    save_plan(build_plan(TrajectoryStore.open(folder / "store"), run.plan, run.objective), run.paths.plan)
+    save_plan(build_plan(toy.write_toy_store(folder / "store"), run.plan, run.objective), run.paths.plan)
     return run
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("form", ["sharded", "reshardable"])
-def test_a_stopped_run_goes_on_to_the_same_end(old, place, tmp_path, kind, form):
+def test_a_stopped_run_goes_on_to_the_same_end(old, place, tmp_path, monkeypatch, kind, form):
+    monkeypatch.setattr(toy, "VOCAB_SIZE", 29)
     folder = old / kind
     run = planned(folder, folder / form, form)
     # Its manifest is of the run's settings, which later versions may add to; here the checkpoint matters.
