@@ -21,8 +21,6 @@ LOGS = {
     "megatron.core.distributed.distributed_data_parallel": "DistributedDataParallel: full_param_layout not provided",
     # The other writer, nvidia-resiliency-ext 0.6, is not in the package index.
     "megatron.core.dist_checkpointing.strategies.torch": "MCore's async save is deprecated",
-    # Nothing here needs Triton on a CPU.
-    "vllm.triton_utils.importing": "Triton is installed, but doesn't include CPU backend",
 }
 """Name of a logger -> how the message begins."""
 SAMPLING = {"eval", "generate", "check-weights", "quickstart"}

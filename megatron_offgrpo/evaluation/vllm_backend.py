@@ -43,7 +43,8 @@ def import_vllm() -> Any:
     """The module vllm, imported with `ENVIRONMENT` and without its remarks about Triton and deprecations."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    logging.getLogger("torch._library.triton").setLevel(logging.ERROR)
+    for name in ("torch._library.triton", "vllm.triton_utils.importing"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"vllm\.")
     import vllm
 
