@@ -1,0 +1,114 @@
+"""Runs in `.venv-bridge`: what Megatron-Bridge makes of tiny models and of this project's checkpoints of them.
+
+usage: python -m tests.bridge.worker FOLDER; FOLDER/NAME has `hf` and `megatron`, and gets what is described below.
+"""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megatron_offgrpo.config import LayoutConfig
+from megatron_offgrpo.parallel import runtime
+from tests.bridge.without_engine import import_bridge, without_kernels
+
+
+def logits_of(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    """[1, tokens, rows of the vocabulary]; Megatron's local attention asks for its mask."""
+    length = ids.shape[1]
+    hidden_from = torch.triu(torch.ones(1, 1, length, length, dtype=torch.bool), 1)
+    with torch.no_grad():
+        return model.eval()(ids, torch.arange(length)[None], hidden_from)
+
+
+def settings_of(config: Any) -> dict[str, Any]:
+    """What a configuration says, as JSON; functions by name."""
+    names = [field.name for field in dataclasses.fields(config) if not field.name.startswith("_")]
+    return {name: plain(getattr(config, name)) for name in names}
+
+
+def plain(value: Any) -> Any:
+    if isinstance(value, bool | int | float | str | None):
+        return value
+    return getattr(value, "__name__", None) or str(value)
+
+
+def load_by_arguments(folder: Path) -> tuple[Any, dict[str, Any]]:
+    """Our checkpoint as one of Megatron-LM: the model is built from the arguments in it alone."""
+    from megatron.bridge.training.model_load_save import build_and_load_model, load_model_config
+
+    path = str(folder / "megatron" / "release")
+    config, args = load_model_config(path)
+    without_kernels(config)
+    settings = settings_of(config) | {
+        "vocab_size": args.vocab_size,
+        "seq_length": args.max_position_embeddings,
+        "share_embeddings_and_output_weights": not args.untie_embeddings_and_output_weights,
+        "position_embedding_type": args.position_embedding_type,
+        "rotary_base": args.rotary_base,
+        "rotary_percent": args.rotary_percent,
+        "rope_scaling": args.use_rope_scaling,
+        "rope_scaling_factor": args.rope_scaling_factor,
+        "seq_len_interpolation_factor": args.rotary_seq_len_interpolation_factor,
+    }
+    args.transformer_impl = "local"
+    # The number of rows is asked of a tokenizer; this one has as many entries as `vocab_size` says.
+    args.tokenizer_type = "NullTokenizer"
+    (model,) = build_and_load_model(path, config, "gpt", args, use_cpu_init=True)
+    return model, settings
+
+
+def build(bridge: Any, *, load_weights: bool) -> tuple[list[Any], dict[str, Any]]:
+    """The model that Bridge builds from config.json, with the weights beside it or none."""
+    from megatron.bridge.models.gpt_provider import local_layer_spec
+
+    provider = bridge.to_megatron_provider(load_weights=load_weights)
+    without_kernels(provider)
+    provider.transformer_layer_spec = local_layer_spec
+    provider.finalize()
+    settings = settings_of(provider)
+    return provider.provide_distributed_model(wrap_with_ddp=False, use_cpu_initialization=True), settings
+
+
+def examine(folder: Path, ids: torch.Tensor) -> dict[str, Any]:
+    """Writes for one model, where Bridge has its family:
+
+    logits.pt: of our checkpoint, in the model that its arguments describe and in the one that Bridge builds;
+    bridge_megatron: Bridge's own checkpoint of `hf`; bridge_hf: its export of our checkpoint.
+
+    Returns:
+        The settings of both models, and whether Bridge has the family.
+    """
+    from megatron.bridge import AutoBridge
+    from megatron.bridge.training.checkpointing import _load_model_weights_from_checkpoint
+
+    model, settings = load_by_arguments(folder)
+    logits = {"by_arguments": logits_of(model, ids)}
+    found = {"by_arguments": settings, "supported": AutoBridge.can_handle(folder / "hf")}
+    if found["supported"]:
+        bridge = AutoBridge.from_hf_pretrained(folder / "hf")
+        imported, _ = build(bridge, load_weights=True)
+        bridge.save_megatron_model(imported, folder / "bridge_megatron")
+        model, found["by_bridge"] = build(bridge, load_weights=False)
+        _load_model_weights_from_checkpoint(str(folder / "megatron" / "release"), model)
+        logits["by_bridge"] = logits_of(model[0], ids)
+        bridge.save_hf_pretrained(model, folder / "bridge_hf", show_progress=False)
+    torch.save(logits, folder / "logits.pt")
+    return found
+
+
+def main(folder: Path) -> None:
+    """Examines each model in the folder; the ids are in `ids.pt`."""
+    runtime.start(LayoutConfig(), seed=0)
+    import_bridge()
+    ids = torch.load(folder / "ids.pt")
+    found = {path.name: examine(path, ids) for path in sorted(folder.iterdir()) if path.is_dir()}
+    (folder / "found.json").write_text(json.dumps(found), encoding="utf-8")
+    runtime.stop()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
