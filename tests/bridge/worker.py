@@ -73,6 +73,19 @@ def build(bridge: Any, *, load_weights: bool) -> tuple[list[Any], dict[str, Any]
     return provider.provide_distributed_model(wrap_with_ddp=False, use_cpu_initialization=True), settings
 
 
+def export(bridge: Any, checkpoint: Path, output: Path, strictness: str = "assume_ok_unexpected") -> tuple[Any, dict]:
+    """Our checkpoint in the model that Bridge builds, and that model as a Hugging Face folder."""
+    from megatron.bridge.training.checkpointing import _load_model_weights_from_checkpoint
+
+    model, settings = build(bridge, load_weights=False)
+    with torch.no_grad():
+        for parameter in model[0].parameters():
+            parameter.fill_(float("nan"))
+    _load_model_weights_from_checkpoint(str(checkpoint), model, dist_ckpt_strictness=strictness)
+    bridge.save_hf_pretrained(model, output, show_progress=False)
+    return model[0], settings
+
+
 def examine(folder: Path, ids: torch.Tensor) -> dict[str, Any]:
     """Writes for one model, where Bridge has its family:
 
@@ -83,7 +96,6 @@ def examine(folder: Path, ids: torch.Tensor) -> dict[str, Any]:
         The settings of both models, and whether Bridge has the family.
     """
     from megatron.bridge import AutoBridge
-    from megatron.bridge.training.checkpointing import _load_model_weights_from_checkpoint
 
     model, settings = load_by_arguments(folder)
     logits = {"by_arguments": logits_of(model, ids)}
@@ -92,21 +104,26 @@ def examine(folder: Path, ids: torch.Tensor) -> dict[str, Any]:
         bridge = AutoBridge.from_hf_pretrained(folder / "hf")
         imported, _ = build(bridge, load_weights=True)
         bridge.save_megatron_model(imported, folder / "bridge_megatron")
-        model, found["by_bridge"] = build(bridge, load_weights=False)
-        _load_model_weights_from_checkpoint(str(folder / "megatron" / "release"), model)
-        logits["by_bridge"] = logits_of(model[0], ids)
-        bridge.save_hf_pretrained(model, folder / "bridge_hf", show_progress=False)
+        model, found["by_bridge"] = export(bridge, folder / "megatron" / "release", folder / "bridge_hf")
+        logits["by_bridge"] = logits_of(model, ids)
     torch.save(logits, folder / "logits.pt")
     return found
 
 
 def main(folder: Path) -> None:
-    """Examines each model in the folder; the ids are in `ids.pt`."""
+    """Examines each model in the folder, and exports `trained`; the ids are in `ids.pt`."""
     runtime.start(LayoutConfig(), seed=0)
     import_bridge()
+    from megatron.bridge import AutoBridge
+
     ids = torch.load(folder / "ids.pt")
-    found = {path.name: examine(path, ids) for path in sorted(folder.iterdir()) if path.is_dir()}
+    models = [path for path in sorted(folder.iterdir()) if path.is_dir() and path.name != "trained"]
+    found = {path.name: examine(path, ids) for path in models}
     (folder / "found.json").write_text(json.dumps(found), encoding="utf-8")
+    trained = folder / "trained"
+    (checkpoint,) = (trained / "train" / "checkpoints").glob("iter_*")
+    # Training leaves out the empty objects that Megatron's layers ask for; Bridge's default is to refuse that.
+    export(AutoBridge.from_hf_pretrained(trained / "hf"), checkpoint, trained / "bridge_hf", "log_unexpected")
     runtime.stop()
 
 
