@@ -13,15 +13,30 @@ import torch
 
 from megatron_offgrpo.config import LayoutConfig
 from megatron_offgrpo.parallel import runtime
-from tests.bridge.without_engine import import_bridge, without_kernels
+
+# Fused and grouped kernels need CUDA, and compute the same.
+KERNELS = (
+    "apply_rope_fusion",
+    "bias_activation_fusion",
+    "bias_dropout_fusion",
+    "cross_entropy_loss_fusion",
+    "gradient_accumulation_fusion",
+    "masked_softmax_fusion",
+    "moe_grouped_gemm",
+    "moe_permute_fusion",
+    "persist_layer_norm",
+)
+
+
+def without_kernels(config: Any) -> None:
+    for name in KERNELS:
+        setattr(config, name, False)
 
 
 def logits_of(model: Any, ids: torch.Tensor) -> torch.Tensor:
-    """[1, tokens, rows of the vocabulary]; Megatron's local attention asks for its mask."""
-    length = ids.shape[1]
-    hidden_from = torch.triu(torch.ones(1, 1, length, length, dtype=torch.bool), 1)
+    """[1, tokens, rows of the vocabulary]."""
     with torch.no_grad():
-        return model.eval()(ids, torch.arange(length)[None], hidden_from)
+        return model.eval()(ids, torch.arange(ids.shape[1])[None], attention_mask=None)
 
 
 def settings_of(config: Any) -> dict[str, Any]:
@@ -54,7 +69,6 @@ def load_by_arguments(folder: Path) -> tuple[Any, dict[str, Any]]:
         "rope_scaling_factor": args.rope_scaling_factor,
         "seq_len_interpolation_factor": args.rotary_seq_len_interpolation_factor,
     }
-    args.transformer_impl = "local"
     # The number of rows is asked of a tokenizer; this one has as many entries as `vocab_size` says.
     args.tokenizer_type = "NullTokenizer"
     (model,) = build_and_load_model(path, config, "gpt", args, use_cpu_init=True)
@@ -63,11 +77,8 @@ def load_by_arguments(folder: Path) -> tuple[Any, dict[str, Any]]:
 
 def build(bridge: Any, *, load_weights: bool) -> tuple[list[Any], dict[str, Any]]:
     """The model that Bridge builds from config.json, with the weights beside it or none."""
-    from megatron.bridge.models.gpt_provider import local_layer_spec
-
     provider = bridge.to_megatron_provider(load_weights=load_weights)
     without_kernels(provider)
-    provider.transformer_layer_spec = local_layer_spec
     provider.finalize()
     settings = settings_of(provider)
     return provider.provide_distributed_model(wrap_with_ddp=False, use_cpu_initialization=True), settings
@@ -113,7 +124,6 @@ def examine(folder: Path, ids: torch.Tensor) -> dict[str, Any]:
 def main(folder: Path) -> None:
     """Examines each model in the folder, and exports `trained`; the ids are in `ids.pt`."""
     runtime.start(LayoutConfig(), seed=0)
-    import_bridge()
     from megatron.bridge import AutoBridge
 
     ids = torch.load(folder / "ids.pt")
