@@ -67,7 +67,7 @@ soak: $(STAMP) install-slurm install-launch
 
 nightly: study-small soak test-bridge
 
-# Converters and checkpoints against Megatron-Bridge: a minute.
+# Converters and checkpoints against Megatron-Bridge: two minutes.
 test-bridge: install-bridge
 	cd $(ROOT) && $(BIN)/python -m pytest tests/bridge $(ARGS)
 

@@ -1,7 +1,7 @@
 """The `args` that Megatron-LM and Megatron-Bridge look for in a checkpoint's common.pt.
 
-Megatron-LM takes them up with `--use-checkpoint-args`; Megatron-Bridge 0.6 builds the model from them. A tokenizer is not
-among them: Megatron-LM would take it in place of the one that its user names.
+Megatron-LM takes them up with `--use-checkpoint-args`; Megatron-Bridge 0.6 builds the model from them. They name no
+tokenizer: Megatron-LM would take it in place of the one that its user names.
 """
 
 from argparse import Namespace

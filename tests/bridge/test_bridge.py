@@ -112,8 +112,9 @@ def folder(tmp_path_factory) -> Path:
         save_model(name, whole / name / "hf")
         hf_to_megatron(whole / name / "hf", whole / name / "megatron")
     train(whole / "trained")
-    # Bridge imports Transformer Engine whatever it is to do, and builds its layers.
-    environment = {**os.environ, "PYTHONPATH": str(STAND_INS), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    # Bridge imports Transformer Engine whatever it is to do, and builds its layers; the stand-in's are for the CPU.
+    settings_of_bridge = {"PYTHONPATH": str(STAND_INS), "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, **settings_of_bridge, "OMP_NUM_THREADS": "1"}
     command = [PYTHON, "-m", "tests.bridge.worker", whole]
     done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
     if done.returncode != 0:
