@@ -9,12 +9,15 @@ LOCKS := $(ROOT)requirements/base.lock $(ROOT)requirements/gpu.lock
 LAUNCH_VENV := $(ROOT).venv-launch
 LAUNCH_STAMP := $(LAUNCH_VENV)/.installed
 LAUNCH_LOCK := $(ROOT)requirements/launch.lock
+BRIDGE_VENV := $(ROOT).venv-bridge
+BRIDGE_STAMP := $(BRIDGE_VENV)/.installed
+BRIDGE_LOCK := $(ROOT)requirements/bridge.lock
 ARGS ?=
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: study-small study study-ablations install install-slurm install-launch quickstart check format soak nightly clean \
-	test test-commands test-evaluation test-processes test-slurm test-units
+.PHONY: study-small study study-ablations install install-bridge install-slurm install-launch quickstart check format soak nightly clean \
+	test test-bridge test-commands test-evaluation test-processes test-slurm test-units
 
 # One environment for machines with and without an NVIDIA GPU.
 install: $(STAMP)
@@ -62,7 +65,11 @@ test-units:
 soak: $(STAMP) install-slurm install-launch
 	cd $(ROOT) && $(BIN)/python -m pytest -m "soak or not soak" tests/soak $(ARGS)
 
-nightly: study-small soak
+nightly: study-small soak test-bridge
+
+# Converters and checkpoints against Megatron-Bridge: two minutes.
+test-bridge: install-bridge
+	cd $(ROOT) && $(BIN)/python -m pytest tests/bridge $(ARGS)
 
 # For the tests: a Slurm that they start themselves.
 install-slurm:
@@ -77,6 +84,18 @@ $(LAUNCH_STAMP): $(LAUNCH_LOCK) $(ROOT)pyproject.toml
 	$(LAUNCH_VENV)/bin/pip --disable-pip-version-check --quiet install --no-deps --no-build-isolation --editable $(ROOT)
 	touch $(LAUNCH_STAMP)
 
+# Megatron-Bridge, over the project's environment: its own packages come first, all else is that environment's.
+install-bridge: $(BRIDGE_STAMP)
+
+$(BRIDGE_STAMP): $(BRIDGE_LOCK) $(STAMP)
+	@$(BIN)/python -c "import sys; sys.exit(sys.version_info[:2] != (3, 12))" || { echo "error: Megatron-Bridge 0.6" \
+		"needs Python 3.12; $(VENV) has $$($(BIN)/python --version): make clean and make PYTHON=python3.12 install" >&2; exit 1; }
+	$(BIN)/python -m venv --clear $(BRIDGE_VENV)
+	$(BRIDGE_VENV)/bin/pip --disable-pip-version-check --quiet install --no-deps -r $(BRIDGE_LOCK)
+	$(BIN)/python -c "import sysconfig; print('import site; site.addsitedir(%r)' % sysconfig.get_path('purelib'))" \
+		> $(BRIDGE_VENV)/lib/python3.12/site-packages/project.pth
+	touch $(BRIDGE_STAMP)
+
 check: $(STAMP)
 	cd $(ROOT) && $(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && $(BIN)/lint-imports
 
@@ -84,4 +103,4 @@ format: $(STAMP)
 	cd $(ROOT) && $(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) $(LAUNCH_VENV) $(ROOT)runs
+	rm -rf $(VENV) $(BRIDGE_VENV) $(LAUNCH_VENV) $(ROOT)runs

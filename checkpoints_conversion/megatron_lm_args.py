@@ -1,6 +1,7 @@
 """The `args` that Megatron-LM and Megatron-Bridge look for in a checkpoint's common.pt.
 
-Megatron-LM takes them up with `--use-checkpoint-args`; Megatron-Bridge 0.3 builds the model from them.
+Megatron-LM takes them up with `--use-checkpoint-args`; Megatron-Bridge 0.6 builds the model from them. They name no
+tokenizer: Megatron-LM would take it in place of the one that its user names.
 """
 
 from argparse import Namespace
@@ -64,10 +65,11 @@ def args_of(architecture: Architecture, dtype: torch.dtype) -> Namespace:
         "rotary_percent": 1.0,
         "rotary_interleaved": False,
         "use_rope_scaling": rope.get("rope_type") == "llama3",
-        "rope_scaling_factor": rope.get("factor", 1.0),
+        "rope_scaling_factor": rope["factor"] if rope.get("rope_type") == "llama3" else 1.0,
         "rotary_seq_len_interpolation_factor": rope["factor"] if rope.get("rope_type") == "linear" else None,
         "normalization": "RMSNorm",
         "norm_epsilon": architecture.norm_epsilon,
+        "init_method_std": architecture.initializer_range,
         "apply_layernorm_1p": False,
         "qk_layernorm": architecture.qk_norm,
         "add_bias_linear": False,

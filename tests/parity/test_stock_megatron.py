@@ -1,7 +1,7 @@
 """Megatron-Core's own GPTModel, built as Megatron-LM and Megatron-Bridge build it, loads what the converter writes.
 
 The model is made from the `args` in the checkpoint alone, by the rules of Megatron-LM's
-`core_transformer_config_from_args` and `gpt_builder` (Megatron-Bridge 0.3 has the same in `training/mlm_compat`).
+`core_transformer_config_from_args` and `gpt_builder` (Megatron-Bridge has the same in `training/mlm_compat`).
 Nothing of this project's model is used: layers, attention and rotary embedding are Megatron's. Without Transformer
 Engine its local layer stands in, whose checkpoint keys Megatron maps to Transformer Engine's.
 """
