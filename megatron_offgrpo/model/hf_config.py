@@ -114,7 +114,7 @@ def architecture_of(raw: dict[str, Any], where: str = "config.json") -> Architec
     heads, hidden = config.size("num_attention_heads"), config.size("hidden_size")
     return Architecture(
         family=family,
-        num_layers=config.size("num_hidden_layers"),
+        num_layers=config.size("num_hidden_layers", most=10_000),
         hidden_size=hidden,
         ffn_hidden_size=config.size("intermediate_size"),
         num_heads=heads,
@@ -139,11 +139,13 @@ class _Config:
         self.raw, self.where = raw, where
         self.get = raw.get
 
-    def size(self, name: str, *, none: int | None = None) -> int:
-        """A whole number above 0; `none` in the place of null."""
+    def size(self, name: str, *, none: int | None = None, most: int = 10**9) -> int:
+        """A whole number above 0; `none` in the place of null. More than `most` is a damaged file."""
         got = none if name in self.raw and self.raw[name] is None else self.raw.get(name)
         if isinstance(got, bool) or not isinstance(got, int) or got < 1:
             raise self._error(name, "a whole number above 0")
+        if got > most:
+            raise self._error(name, f"at most {most}")
         return got
 
     def number(self, name: str) -> float:

@@ -126,6 +126,8 @@ def test_a_size_that_is_missing_is_named(family):
     [
         ("qwen2", {"hidden_size": "96"}),
         ("qwen2", {"num_hidden_layers": 0}),
+        ("qwen2", {"num_hidden_layers": 10**30}),
+        ("llama", {"vocab_size": 10**30}),
         ("llama", {"vocab_size": True}),
         ("llama", {"rms_norm_eps": None}),
         ("mixtral", {"num_local_experts": 2.5}),
