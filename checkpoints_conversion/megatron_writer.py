@@ -62,6 +62,14 @@ class _Archive:
             return _Archive(before, file.read(), num_bytes)
 
 
+class _MetadataWriter(FileSystemWriter):
+    """Names its folder as a text, as Megatron's own does: a path of Python 3.13 is read by no other version."""
+
+    @property
+    def checkpoint_id(self) -> str:
+        return str(self.path)
+
+
 class TorchDistWriter:
     """The files of a torch_dist checkpoint folder."""
 
@@ -122,7 +130,7 @@ class TorchDistWriter:
         assert not unfinished, f"never written: {unfinished[:3]}"
         self._files.close(sync=True)
         torch.save(common, self._folder / COMMON)
-        FileSystemWriter(self._folder).finish(self._metadata, [self._results])
+        _MetadataWriter(self._folder).finish(self._metadata, [self._results])
         config = {
             "sharded_backend": "torch_dist",
             "sharded_backend_version": 1,

@@ -52,6 +52,8 @@ _ALLOWED: dict[str, frozenset[str]] = {
 
 class _MetadataUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
+        # Python 3.13 pickles paths under the name of a module that no other version has.
+        module = "pathlib" if module == "pathlib._local" else module
         if name in _ALLOWED.get(module, ()):
             return super().find_class(module, name)
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):

@@ -23,6 +23,14 @@ def check_divides(shape: ModelShape, layout: LayoutConfig, model: ModelConfig) -
             raise ConfigError(
                 f"does not divide the model's {size}", where=field, expected=f"a divisor of {value}", got=by
             )
+    if shape.num_experts and layout.tp > 1 and not layout.sequence_parallel:
+        raise ConfigError(
+            "a mixture of experts under tensor parallelism divides the sequence as well, as Megatron-Core wants it",
+            where="layout.sequence_parallel",
+            expected="true",
+            got="false",
+            remedy="--set layout.sequence_parallel=true",
+        )
     if model.precision == "fp8":
         _check_fp8(shape, layout.tp, expert_tp)
 

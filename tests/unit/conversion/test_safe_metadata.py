@@ -9,6 +9,7 @@ import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from torch.distributed.checkpoint import Metadata
+from torch.distributed.checkpoint.metadata import StorageMeta
 
 from checkpoints_conversion import hf_to_megatron
 from checkpoints_conversion.megatron_reader import iteration_folder
@@ -56,6 +57,17 @@ def test_metadata_of_a_converted_checkpoint_is_allowed(tmp_path):
     metadata = read_metadata(iteration_folder(tmp_path / "megatron"))
     entry = metadata.state_dict_metadata["decoder.layers.mlp.linear_fc2.weight"]
     assert (tuple(entry.size), entry.properties.dtype) == ((4, 48, 80), torch.float32)
+
+
+def test_metadata_of_any_python_is_read_and_ours_is_read_by_any(tmp_path):
+    """Python 3.13 pickles a path as one of pathlib._local, which 3.12 has not; here under its own name."""
+    place = pickle.dumps(Metadata({}, storage_meta=StorageMeta(checkpoint_id=Path("folder"))), protocol=2)
+    module = type(Path()).__module__.encode()
+    for name in (b"pathlib", b"pathlib._local"):
+        (tmp_path / ".metadata").write_bytes(place.replace(b"c" + module + b"\n", b"c" + name + b"\n"))
+        assert read_metadata(tmp_path).storage_meta.checkpoint_id == Path("folder")
+    hf_to_megatron(save_tiny_model("qwen2", tmp_path / "hf"), tmp_path / "megatron")
+    assert b"pathlib" not in (tmp_path / "megatron" / "release" / ".metadata").read_bytes()
 
 
 def test_common_refuses_code_and_takes_a_namespace(tmp_path):

@@ -60,7 +60,7 @@ def test_sizes_that_do_not_divide_are_refused(name, layout, field):
         (replace(OPENTHINKER3, ffn_hidden_size=18943), {"tp": 2}, True),
         # With expert parallelism an expert is never split.
         (replace(QWEN3_30B, ffn_hidden_size=767), {"tp": 2}, True),
-        (replace(QWEN3_30B, ffn_hidden_size=767), {"tp": 2, "ep": 2}, False),
+        (replace(QWEN3_30B, ffn_hidden_size=767), {"tp": 2, "ep": 2, "sequence_parallel": True}, False),
     ],
 )
 def test_tensor_parallelism_splits_the_feed_forward_width(shape, layout, is_refused):
@@ -70,6 +70,13 @@ def test_tensor_parallelism_splits_the_feed_forward_width(shape, layout, is_refu
             check_divides(shape, LayoutConfig(**layout), model)
     else:
         check_divides(shape, LayoutConfig(**layout), model)
+
+
+def test_experts_under_tensor_parallelism_want_sequence_parallelism():
+    model = load_recipe("openthinker3_7b").model
+    with pytest.raises(ConfigError, match=r"layout\.sequence_parallel: .*--set layout\.sequence_parallel=true"):
+        check_divides(QWEN3_30B, LayoutConfig(tp=2), model)
+    check_divides(QWEN3_30B, LayoutConfig(tp=2, sequence_parallel=True), model)
 
 
 @pytest.mark.parametrize("num_gpus", [8, 64])
