@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Lt
+from annotated_types import Ge, Le, Lt
 
 from megatron_offgrpo.errors import ConfigError
 from megatron_offgrpo.ranges import Count, Natural, NonNegative, Positive, Ranged, Seed
@@ -48,7 +48,7 @@ class PlanConfig(Ranged, section="plan"):
     epochs: Count = 1
     groups_per_step: Count = 32
     """Trajectory groups (problems) in one optimizer step; the last step of an epoch takes what remains."""
-    trajectories_per_group: Count | None = 8
+    trajectories_per_group: Annotated[int, Ge(1), Le(4096)] | None = 8
     """K. A longer group is cut to its first K; None takes each group as it is."""
     short_groups: Literal["keep", "cycle"] = "keep"
     """A group with fewer than K: `keep` it short, or `cycle` its trajectories up to K."""

@@ -11,6 +11,8 @@ from annotated_types import Ge, Gt, Le, Lt
 
 from megatron_offgrpo.errors import ConfigError
 
+LARGEST = 2**32
+"""A larger whole number is a slip, whatever it counts; arithmetic on it overflows somewhere."""
 Natural = Annotated[int, Ge(0)]
 """A whole number from 0 on."""
 Count = Annotated[int, Ge(1)]
@@ -58,7 +60,9 @@ class Ranged:
                 f"--{name.replace('_', '-')}" if self.section == "--" else ".".join(filter(None, (self.section, name)))
             )
             what = "not a choice" if get_origin(kind) is Literal else "out of range"
-            raise ConfigError(what, where=where, expected=described(kind, bounds), got=repr(value))
+            too_large = isinstance(value, int) and value > LARGEST
+            expected = f"at most {LARGEST}" if too_large else described(kind, bounds)
+            raise ConfigError(what, where=where, expected=expected, got=repr(value))
 
 
 def constraints(config: type) -> Iterator[tuple[str, Any, tuple[Bound, ...]]]:
@@ -83,6 +87,8 @@ def _fits(value: Any, kind: Any, bounds: tuple[Bound, ...]) -> bool:
     if get_origin(kind) is Literal:
         return value in get_args(kind)
     if isinstance(value, bool) or not isinstance(value, int | float if kind is float else int):
+        return False
+    if kind is int and value > LARGEST:
         return False
     return math.isfinite(value) and all(_MEANINGS[type(bound)][1](value, _limit(bound)) for bound in bounds)
 

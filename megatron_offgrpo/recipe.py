@@ -115,9 +115,11 @@ def apply_override(config: RunConfig, override: str) -> RunConfig:
         ConfigError: not path=value, no such path (the nearest one is named), or a value of the wrong type.
     """
     path, equals, text = override.partition("=")
-    if not equals:
-        raise ConfigError("not an override", where=f"--set {override}", expected="path=value")
-    return _set(config, path.split("."), text, path)
+    keys = path.split(".")
+    if not equals or "" in keys:
+        expected = "path=value, the path of names with one dot between them"
+        raise ConfigError("not an override", where=f"--set {override}", expected=expected)
+    return _set(config, keys, text, path)
 
 
 def _set(node: Any, keys: list[str], text: str, path: str) -> Any:

@@ -109,7 +109,7 @@ def architecture_of(raw: dict[str, Any], where: str = "config.json") -> Architec
         raise ConfigError(
             "model family not supported", where=f"{where}: model_type", expected=", ".join(FAMILIES), got=family
         )
-    config = _Config({**_DEFAULTS, **_DEFAULTS_OF[family], **raw}, where)
+    config = _Config(raw, where, {**_DEFAULTS, **_DEFAULTS_OF[family]})
     _refuse_what_megatron_cannot_express(config)
     heads, hidden = config.size("num_attention_heads"), config.size("hidden_size")
     return Architecture(
@@ -123,7 +123,7 @@ def architecture_of(raw: dict[str, Any], where: str = "config.json") -> Architec
         vocab_size=config.size("vocab_size"),
         norm_epsilon=config.number("rms_norm_eps"),
         max_positions=config.size("max_position_embeddings"),
-        tied_embeddings=bool(config.get("tie_word_embeddings")),
+        tied_embeddings=config.flag("tie_word_embeddings"),
         qkv_bias=family == "qwen2",
         qk_norm=family in ("qwen3", "qwen3_moe"),
         initializer_range=config.number("initializer_range"),
@@ -135,9 +135,9 @@ def architecture_of(raw: dict[str, Any], where: str = "config.json") -> Architec
 class _Config:
     """The keys of a config.json, with an error that names one which is missing or of another type."""
 
-    def __init__(self, raw: dict[str, Any], where: str) -> None:
-        self.raw, self.where = raw, where
-        self.get = raw.get
+    def __init__(self, raw: dict[str, Any], where: str, defaults: dict[str, Any] | None = None) -> None:
+        self.own, self.raw, self.where = raw, {**(defaults or {}), **raw}, where
+        self.get = self.raw.get
 
     def size(self, name: str, *, none: int | None = None, most: int = 10**9) -> int:
         """A whole number above 0; `none` in the place of null. More than `most` is a damaged file."""
@@ -149,11 +149,18 @@ class _Config:
         return got
 
     def number(self, name: str) -> float:
-        """A number."""
+        """A finite number above 0."""
         got = self.raw[name]
-        if isinstance(got, bool) or not isinstance(got, int | float):
-            raise self._error(name, "a number")
+        if isinstance(got, bool) or not isinstance(got, int | float) or not 0 < got < math.inf:
+            raise self._error(name, "a finite number above 0")
         return got
+
+    def flag(self, name: str) -> bool:
+        """True or false; false where it is missing or null."""
+        got = self.raw.get(name)
+        if not isinstance(got, bool | None):
+            raise self._error(name, "true or false")
+        return bool(got)
 
     def refuse_unless(self, allowed: bool, name: str, expected: str) -> None:
         """Raises where the layer cannot express a key's value."""
@@ -177,7 +184,20 @@ class _Config:
 
 def _rope(config: _Config) -> dict[str, Any]:
     """Today's `rope_parameters`, also of a model that was saved with `rope_theta` and `rope_scaling`."""
-    rope = dict(config.get("rope_scaling") or config.get("rope_parameters") or {})
+    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    if not isinstance(rope, dict):
+        raise config._error("rope_scaling" if config.get("rope_scaling") else "rope_parameters", "an object")
+    rope = dict(rope)
+    if "rope_theta" in rope:
+        base = _Config(rope, f"{config.where}: rope_parameters").number("rope_theta")
+        if config.own.get("rope_theta", base) != base:
+            raise ConfigError(
+                "two values that contradict each other",
+                where=f"{config.where}: rope_theta",
+                expected=f"{base}, as in rope_parameters, or no such key",
+                got=config.own["rope_theta"],
+                remedy="take config.json from where the model is published",
+            )
     rope.setdefault("rope_theta", config.number("rope_theta"))
     # The name that the type had before.
     rope.setdefault("rope_type", rope.pop("type", "default"))

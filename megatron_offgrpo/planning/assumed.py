@@ -11,6 +11,7 @@ from megatron_offgrpo.errors import ConfigError
 from megatron_offgrpo.types import BoolArray, FloatArray, IntArray
 
 PROMPT_TOKENS = 200
+MAX_TRAJECTORIES = 10**8
 SPREAD = 0.8
 """Standard deviation of the logarithm of a response's length."""
 
@@ -33,11 +34,10 @@ class AssumedGroups:
         Raises:
             ConfigError: not GROUPSxTOKENS.
         """
-        found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
-        if not found:
-            raise ConfigError(
-                "not an assumption", where="--assume", expected="GROUPSxTOKENS, e.g. 2000x12000", got=text
-            )
+        found = re.fullmatch(r"([1-9]\d{0,7})x([1-9]\d{0,7})", text)
+        if not found or int(found[1]) * size > MAX_TRAJECTORIES:
+            expected = f"GROUPSxTOKENS, e.g. 2000x12000, with at most {MAX_TRAJECTORIES} trajectories in all"
+            raise ConfigError("not an assumption", where="--assume", expected=expected, got=text)
         return AssumedGroups(int(found[1]), size, int(found[2]), max_tokens)
 
     @property

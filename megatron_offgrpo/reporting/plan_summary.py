@@ -1,5 +1,6 @@
 """What a plan will take on the recipe's layout, as values for a program and as lines for the terminal."""
 
+import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -39,6 +40,10 @@ class Machine:
     """Achieved 10^12 FLOP/s of one GPU."""
     price: float | None = None
     """Of one GPU for an hour."""
+
+    def __post_init__(self) -> None:
+        if self.price is not None and not 0 <= self.price < math.inf:
+            raise ConfigError("not a price", where="--price", expected="a finite number, at least 0", got=self.price)
 
     @staticmethod
     def of(hardware: Hardware, *, efficiency: float, price: float | None) -> "Machine":

@@ -68,7 +68,7 @@ def run_ranks(
             hanging = [rank for rank, process in enumerate(ranks) if _kill(process)]
         failed = [rank for rank, process in enumerate(ranks) if process.exitcode]
         if failed:
-            said = {rank: files[rank].read_text(errors="replace")[-4000:] for rank in failed}
+            said = {rank: files[rank].read_text(errors="replace")[-8000:] for rank in failed}
             raise AssertionError("\n".join(f"rank {r}{' (hung)' if r in hanging else ''}: {said[r]}" for r in failed))
 
 

@@ -17,7 +17,7 @@ from megatron_offgrpo.evaluation.task import EvaluationConfig
 from megatron_offgrpo.launch.chain import ChainOptions
 from megatron_offgrpo.launch.settings import LaunchSettings
 from megatron_offgrpo.ranges import Ranged, constraints
-from megatron_offgrpo.recipe import load_recipe
+from megatron_offgrpo.recipe import apply_override, load_recipe
 from tools.study.settings import StudySettings
 
 RUN = load_recipe("quickstart")
@@ -74,6 +74,11 @@ def test_every_numeric_field_has_a_range(kind):
     assert found.keys() == wanted
     assert all(bounds for bounds in found.values()), found
     assert not wanted or issubclass(kind, Ranged)
+
+
+def test_a_whole_number_that_overflows_is_refused():
+    with pytest.raises(ConfigError, match=r"plan\.max_pack_tokens: out of range; expected at most 4294967296"):
+        apply_override(RUN, "plan.max_pack_tokens=" + "1" + "0" * 20)
 
 
 def limits():

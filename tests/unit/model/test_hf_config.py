@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import subprocess
 import sys
 
@@ -128,6 +129,12 @@ def test_a_size_that_is_missing_is_named(family):
         ("qwen2", {"num_hidden_layers": 0}),
         ("qwen2", {"num_hidden_layers": 10**30}),
         ("llama", {"vocab_size": 10**30}),
+        ("llama", {"rms_norm_eps": math.nan}),
+        ("llama", {"rope_theta": -1.0}),
+        ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": math.inf}}),
+        ("llama", {"rope_parameters": [1]}),
+        ("qwen2", {"tie_word_embeddings": "yes"}),
+        ("qwen2", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}, "rope_theta": 777.0}),
         ("llama", {"vocab_size": True}),
         ("llama", {"rms_norm_eps": None}),
         ("mixtral", {"num_local_experts": 2.5}),

@@ -100,9 +100,9 @@ def test_experts_that_fp8_cannot_multiply(monkeypatch):
         transformer_config(shape, LayoutConfig(), FP8)
     wide = replace(shape, experts=replace(shape.experts, ffn_hidden_size=16))
     with pytest.raises(ConfigError, match=r"the feed-forward width / tp .* got 8"):
-        transformer_config(wide, LayoutConfig(tp=2), FP8)
+        transformer_config(wide, LayoutConfig(tp=2, sequence_parallel=True), FP8)
     # With expert parallelism an expert is never split.
-    assert transformer_config(wide, LayoutConfig(tp=2, ep=2), FP8).fp8_recipe == "tensorwise"
+    assert transformer_config(wide, LayoutConfig(tp=2, sequence_parallel=True, ep=2), FP8).fp8_recipe == "tensorwise"
 
 
 @pytest.mark.parametrize(

@@ -172,6 +172,6 @@ def test_assumed_groups():
     assert groups.response_lengths.mean() == pytest.approx(1000, rel=0.01)
     assert np.log(groups.response_lengths).std() == pytest.approx(0.8, rel=0.01)
     assert AssumedGroups.parse("500x1000", size=8, max_tokens=900).response_lengths.max() == 900
-    for text in ("500", "500x", "0x10"):
+    for text in ("500", "500x", "0x10", "1x" + 20 * "9", "99999999x5"):
         with pytest.raises(ConfigError, match="--assume"):
             AssumedGroups.parse(text, size=8, max_tokens=1)

@@ -136,6 +136,9 @@ def test_the_command(monkeypatch, capfd, tmp_path):
     assert json.loads(out)["plan"]["groups_per_epoch"] == 40
     assert json.loads(out)["time"]["cost"] > 0
     assert list(tmp_path.iterdir()) == []
+    for price in ("nan", "inf", "-1"):
+        status, _, err = offgrpo("qwen3_8b", "--hardware", "8xH100", "--price", price)
+        assert (status, err.count("error: --price: not a price")) == (1, 1)
     status, _, err = offgrpo("qwen3_8b")
     assert status == 1
     assert "offgrpo prepare" in err
