@@ -20,6 +20,8 @@ REFERENCE_MARK = "####"
 """A worked solution as a reference (GSM8K): the final answer follows this mark."""
 # A list of texts in a cell, as JSON or Python writes it; `[1, 2]` is an interval.
 _WRITTEN_TEXTS = re.compile(r"""\s*\[\s*['"]""")
+# `["\boxed{7}"]`, as which JSON reads a backspace: the backslash of a command that was written without its escape.
+_LOST_BACKSLASH = re.compile(r"(?<!\\)(?:\\\\)*\\[bf](?=[a-z])")
 MEANINGFUL = (
     "system", "system_prompt", "options", "choices", "finish_reason", "finish_reasons", "stop_reason", "truncated",
     "reasoning_content", "reasoning", "thinking", "history", "tools", "tool_calls", "image", "images",
@@ -180,6 +182,9 @@ def from_json_text(value: Any, where: str, expected: str) -> Any:
     """`value` itself; of a text, as which tables hold lists and objects, the JSON value that it writes."""
     if not isinstance(value, str):
         return value
+    if _LOST_BACKSLASH.search(value):
+        expected = r"\\ for each backslash in JSON text, where \b and \f are control characters"
+        raise RecordError("lost backslash", where, expected=expected, got=value)
     try:
         return json.loads(value)
     except (ValueError, RecursionError):
