@@ -8,6 +8,7 @@ from collections.abc import Collection
 from decimal import Decimal
 from typing import Any
 
+from megatron_offgrpo.data.option_columns import option_columns
 from megatron_offgrpo.data.rejects import RecordError
 
 LOGPROB_TOLERANCE = 1e-3
@@ -33,13 +34,14 @@ def account(record: dict[str, Any], used: Collection[str], prefix: str, ignored:
     """Counts the fields that a form does not use in `ignored`.
 
     Raises:
-        RecordError: one of them is `MEANINGFUL`, and something stands in it.
+        RecordError: one of them is `MEANINGFUL`, or holds one option of several, and something stands in it.
     """
     counted_as = re.sub(r"\[\d+\]", "[]", prefix)
+    options = {name for columns in option_columns(record) for name in columns}
     for name, value in record.items():
         if name in used or value is None:
             continue
-        if name in MEANINGFUL and value:
+        if name in options or (name in MEANINGFUL and value):
             expected = "none in this form: it would change what the record means"
             raise RecordError("field without a use", prefix + name, expected=expected, got=value)
         ignored[counted_as + name] += 1
