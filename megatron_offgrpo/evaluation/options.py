@@ -42,27 +42,33 @@ def options_and_letter(
     answer = fields.answer(record, answer_field, "", required=True)
     # "option_b", or "2" of "option2".
     named = {letter for name, letter in columns.items() if answer.strip() in (name, re.sub(r"^\D+", "", name))}
-    place = _whole_number(record[answer_field])
-    if field and place is not None and isinstance(fields.from_json_text(record[field], field, "a list"), list):
-        named.update(ascii_uppercase[: len(options)][place : place + 1] if place >= 0 else "")
-        named.update(letter for letter, one in zip(ascii_uppercase, options, strict=False) if _number(one) == place)
+    if not any(name[-1].isdigit() for name in columns):
+        in_list = bool(field) and isinstance(fields.from_json_text(record[field], field, "a list"), list)
+        named |= _letters_of_number(record[answer_field], options, in_list)
     return options, right_letter(answer, options, answer_field, named)
 
 
-def _whole_number(value: Any) -> int | None:
-    """A number of JSON or Parquet that can be the place of an option, counted from 0."""
-    if isinstance(value, list) and len(value) == 1:
-        value = value[0]
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
-        return None
-    return int(value)
+def _letters_of_number(answer: Any, options: tuple[str, ...], in_list: bool) -> set[str]:
+    """The letters of all that a number of JSON or Parquet may mean: a place, counted from 0, and a value.
+
+    Only options in a list have places of their own; beside others, a place only makes a value uncertain.
+    """
+    if isinstance(answer, list) and len(answer) == 1:
+        answer = answer[0]
+    if isinstance(answer, bool) or not isinstance(answer, int | float):
+        return set()
+    letters = {letter for letter, option in zip(ascii_uppercase, options, strict=False) if _number(option) == answer}
+    if (in_list or letters) and answer in range(len(options)):
+        letters.add(ascii_uppercase[int(answer)])
+    return letters
 
 
 def _number(option: str) -> Decimal | None:
     try:
-        return Decimal(option.replace("\\(", "").replace("\\)", "").strip(" $"))
+        number = Decimal(option.replace("\\(", "").replace("\\)", "").strip(" $"))
     except InvalidOperation:
         return None
+    return number if number.is_finite() else None
 
 
 def read_options(value: Any, where: str) -> tuple[str, ...]:

@@ -147,6 +147,18 @@ def test_columns_that_are_no_options(names):
     assert ignored == dict.fromkeys(names, 1)
 
 
+def test_a_number_beside_columns_is_no_place_but_may_be_two_things(tmp_path):
+    for names in ("AB", ("opa", "opb")):
+        for texts, answer, found in ((("0", "1"), 1, "B"), (("1", "2"), 1, "several"), (("x", "y"), 1, "none")):
+            record = {"problem": "p", **dict(zip(names, texts, strict=True)), "answer": answer}
+            path = write_lines(tmp_path / "b.jsonl", [record])
+            if found == "B":
+                assert load_benchmark(path)[0].answer == found
+            else:
+                with pytest.raises(DataError, match=f"the answer is {found} of the options: answer"):
+                    load_benchmark(path)
+
+
 def test_the_label_of_a_numbered_column_is_an_answer(tmp_path):
     cells = {f"option{number}": str(10 + number) for number in range(1, 12)}
     for answer, letter in ((2, "B"), ("10", "J"), (12, "B")):
@@ -200,6 +212,8 @@ def test_a_number_is_the_place_of_an_option_or_its_text(tmp_path, options, answe
         (THREE, -1, "none"),
         (THREE, 1.5, "none"),
         ({"A": "x", "B": "y"}, 1, "none"),
+        ({"A": "1", "B": "2"}, 1, "several"),
+        ({"text": ["1", "2"], "label": ["A", "B"]}, 1, "several"),
     ],
 )
 def test_a_number_that_may_mean_two_options_or_none_is_refused(tmp_path, options, answer, reason):
