@@ -8,6 +8,7 @@ from collections.abc import Collection
 from decimal import Decimal
 from typing import Any
 
+from megatron_offgrpo.data.option_columns import option_columns
 from megatron_offgrpo.data.rejects import RecordError
 
 LOGPROB_TOLERANCE = 1e-3
@@ -20,6 +21,8 @@ REFERENCE_MARK = "####"
 """A worked solution as a reference (GSM8K): the final answer follows this mark."""
 # A list of texts in a cell, as JSON or Python writes it; `[1, 2]` is an interval.
 _WRITTEN_TEXTS = re.compile(r"""\s*\[\s*['"]""")
+# `["\boxed{7}"]`, as which JSON reads a backspace: the backslash of a command that was written without its escape.
+_LOST_BACKSLASH = re.compile(r"(?<!\\)(?:\\\\)*\\[bf](?=[a-z])")
 MEANINGFUL = (
     "system", "system_prompt", "options", "choices", "finish_reason", "finish_reasons", "stop_reason", "truncated",
     "reasoning_content", "reasoning", "thinking", "history", "tools", "tool_calls", "image", "images",
@@ -31,13 +34,14 @@ def account(record: dict[str, Any], used: Collection[str], prefix: str, ignored:
     """Counts the fields that a form does not use in `ignored`.
 
     Raises:
-        RecordError: one of them is `MEANINGFUL`, and something stands in it.
+        RecordError: one of them is `MEANINGFUL`, or holds one option of several, and something stands in it.
     """
     counted_as = re.sub(r"\[\d+\]", "[]", prefix)
+    options = {name for columns in option_columns(record) for name in columns}
     for name, value in record.items():
         if name in used or value is None:
             continue
-        if name in MEANINGFUL and value:
+        if name in options or (name in MEANINGFUL and value):
             expected = "none in this form: it would change what the record means"
             raise RecordError("field without a use", prefix + name, expected=expected, got=value)
         ignored[counted_as + name] += 1
@@ -180,6 +184,9 @@ def from_json_text(value: Any, where: str, expected: str) -> Any:
     """`value` itself; of a text, as which tables hold lists and objects, the JSON value that it writes."""
     if not isinstance(value, str):
         return value
+    if _LOST_BACKSLASH.search(value):
+        expected = r"\\ for each backslash in JSON text, where \b and \f are control characters"
+        raise RecordError("lost backslash", where, expected=expected, got=value)
     try:
         return json.loads(value)
     except (ValueError, RecursionError):

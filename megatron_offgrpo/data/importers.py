@@ -10,10 +10,10 @@ from megatron_offgrpo.data import fields
 from megatron_offgrpo.data.messages import (
     SYSTEM_FIELDS,
     THOUGHT_FIELDS,
-    answer_text,
     question,
     read_messages,
     single_answer,
+    solution_text,
     system_of,
 )
 from megatron_offgrpo.data.rejects import RecordError
@@ -75,7 +75,7 @@ def _trajectory(value: Any, where: str, names: Names, ignored: Counter[str]) -> 
         expected = "none beside log-probs, which stand for the tokens of `text`"
         raise RecordError("field without a use", f"{where}.{thought}", expected=expected, got=raw[thought])
     trajectory = TrajectoryRecord(
-        text=answer_text(raw, "text", f"{where}."),
+        text=solution_text(raw, "text", f"{where}."),
         reward=fields.reward(raw.get(names.reward), f"{where}.{names.reward}"),
         logprobs=logprobs,
         source=fields.text(raw, names.source, f"{where}."),
@@ -150,6 +150,7 @@ def openr1_group(record: dict[str, Any], ignored: Counter[str], answer_required:
     verdicts = fields.one_each(record, "correctness_math_verify", "rewards", len(raw))
     reasons = fields.one_each(record, "finish_reasons", "finish reasons", len(raw))
     problem, system = fields.required_text(record, "problem", "", may_be_blank=False), system_of(record)
+    answers = [single_answer(one, f"generations[{index}]", ignored) for index, one in enumerate(raw)]
     fields.account(record, OPENR1_FIELDS, "", ignored)
     named = record.get("uuid") is not None
     return GroupRecord(
@@ -159,11 +160,11 @@ def openr1_group(record: dict[str, Any], ignored: Counter[str], answer_required:
         system=system,
         trajectories=tuple(
             TrajectoryRecord(
-                fields.checked_text(text, f"generations[{index}]"),
+                answer.text,
                 fields.reward(verdict, f"correctness_math_verify[{index}]"),
-                finish_reason=fields.finish_reason(reason, f"finish_reasons[{index}]"),
+                finish_reason=fields.finish_reason(reason, f"finish_reasons[{index}]") or answer.finish_reason,
             )
-            for index, (text, verdict, reason) in enumerate(zip(raw, verdicts, reasons, strict=True))
+            for index, (answer, verdict, reason) in enumerate(zip(answers, verdicts, reasons, strict=True))
         ),
     )
 

@@ -1,6 +1,5 @@
 """Chat messages in raw records: `role` and `content`, or ShareGPT's `from` and `value`; lists, or their JSON text."""
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,14 +7,13 @@ from typing import Any
 
 from megatron_offgrpo.data import fields
 from megatron_offgrpo.data.rejects import RecordError
+from megatron_offgrpo.data.written_lists import is_written
 
 ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 STYLES = (("role", "content"), ("from", "value"))
 THOUGHT_FIELDS = ("reasoning_content", "reasoning")
 """Where servers put the thought that they cut from an answer."""
 SYSTEM_FIELDS = ("system", "system_prompt")
-# A list of messages, or one, written as a text: by JSON or by Python.
-_WRITTEN_MESSAGES = re.compile(r"""\s*(\[\s*){0,2}\{[^{}]{0,200}?['"](role|content|from|value)['"]\s*:""")
 _THOUGHT = "<think>\n{}"
 _THOUGHT_ENDS = "\n</think>\n\n"
 
@@ -51,8 +49,13 @@ def _message(value: Any, where: str, ignored: Counter[str]) -> Message:
     if name == "assistant":
         own = (*own, *THOUGHT_FIELDS, "finish_reason")
     fields.account(raw, own, f"{where}.", ignored)
-    if isinstance(raw.get(content), list):
-        raw = raw | {content: _joined(raw[content], f"{where}.{content}")}
+    said = raw.get(content)
+    if isinstance(said, str) and is_written(said):
+        said = fields.from_json_text(said, f"{where}.{content}", "a text, or parts of one")
+    if isinstance(said, list):
+        said = _joined(said, f"{where}.{content}")
+    if content in raw:
+        raw = raw | {content: said}
     if name == "assistant":
         reason = fields.finish_reason(raw.get("finish_reason"), f"{where}.finish_reason")
         return Message(name, answer_text(raw, content, f"{where}."), reason)
@@ -119,9 +122,21 @@ def question_and_answer(messages: Sequence[Message], where: str) -> tuple[str | 
     return system, asked, messages[-1]
 
 
+def solution_text(record: dict[str, Any], field: str, prefix: str) -> str:
+    """`answer_text` of a field that holds a text and nothing else.
+
+    Raises:
+        RecordError: the text writes a list, or messages.
+    """
+    value = record.get(field)
+    if isinstance(value, str) and is_written(value):
+        raise RecordError("a list in a text", prefix + field, expected="the text of one solution", got=value)
+    return answer_text(record, field, prefix)
+
+
 def is_messages(value: Any) -> bool:
-    """Whether a value is a list of messages or one of them, or looks like its text."""
-    return isinstance(value, list | dict) or (isinstance(value, str) and _WRITTEN_MESSAGES.match(value) is not None)
+    """Whether a value is a list of messages or texts, or one message; or the text of one."""
+    return isinstance(value, list | dict) or (isinstance(value, str) and is_written(value))
 
 
 def single_answer(value: Any, where: str, ignored: Counter[str]) -> Message:

@@ -16,6 +16,7 @@ from megatron_offgrpo.data.messages import (
     question_and_answer,
     read_messages,
     single_answer,
+    solution_text,
     system_of,
 )
 from megatron_offgrpo.data.rejects import RecordError
@@ -44,7 +45,7 @@ def _conversation(record: dict[str, Any], name: str, ignored: Counter[str]) -> P
 
 def _alpaca(record: dict[str, Any], ignored: Counter[str]) -> Parsed:
     """Alpaca's `instruction`, `input` and `output`."""
-    answer = Message("assistant", answer_text(record, "output", ""))
+    answer = Message("assistant", solution_text(record, "output", ""))
     return _instruction(record), answer, ("instruction", "input", "output", *THOUGHT_FIELDS)
 
 

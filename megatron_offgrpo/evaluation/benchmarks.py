@@ -10,12 +10,13 @@ from typing import Any
 
 from megatron_offgrpo.data import fields
 from megatron_offgrpo.data.messages import is_messages, question, read_messages
+from megatron_offgrpo.data.option_columns import option_columns
 from megatron_offgrpo.data.readers import EXTENSIONS, sound_records
 from megatron_offgrpo.data.rejects import RecordError, data_error
 from megatron_offgrpo.data.summary import listing
 from megatron_offgrpo.errors import ConfigError, DataError
 from megatron_offgrpo.evaluation.benchmark_table import TABLE, Benchmark, HubSource
-from megatron_offgrpo.evaluation.options import OPTION_FIELDS, option_columns, read_options, right_letter, with_options
+from megatron_offgrpo.evaluation.options import OPTION_FIELDS, options_and_letter, with_options
 from megatron_offgrpo.progress import say
 
 PROBLEM_FIELDS = ("problem", "question", "prompt")
@@ -176,19 +177,16 @@ def _question(record: dict[str, Any], number: int, ignored: Counter[str]) -> Que
     if not problem_field or not answer_field:
         missing = ANSWER_FIELDS if problem_field else PROBLEM_FIELDS
         raise RecordError("missing field", missing[0], expected=FORM, got=f"fields {', '.join(map(str, record))}")
-    columns = () if option_field else option_columns(record)
+    columns = next(iter(option_columns(record)), {})
     fields.account(record, (*names, "context", *columns), "", ignored)
     problem = _problem(record, problem_field, ignored)
     context = fields.text(record, "context", "")
     if context is not None and context.strip():
         problem = f"{context}\n\n{problem}"
-    answer = fields.answer(record, answer_field, "", required=True)
     problem_id = fields.identifier(record, id_field) if id_field else str(number)
     if not option_field and not columns:
-        return Question(problem_id, problem, answer)
-    given = record[option_field] if option_field else {name: record[name] for name in columns}
-    options = read_options(given, option_field or "A")
-    letter = right_letter(answer, options, answer_field)
+        return Question(problem_id, problem, fields.answer(record, answer_field, "", required=True))
+    options, letter = options_and_letter(record, option_field, columns, answer_field)
     return Question(problem_id, with_options(problem, options), letter, len(options))
 
 

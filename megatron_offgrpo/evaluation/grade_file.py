@@ -12,6 +12,7 @@ from megatron_offgrpo.data import fields
 from megatron_offgrpo.data.grading import GradingPool
 from megatron_offgrpo.data.judge import Judge, judge_line, log_beside, model_of
 from megatron_offgrpo.data.messages import THOUGHT_FIELDS, answer_text
+from megatron_offgrpo.data.option_columns import option_columns
 from megatron_offgrpo.data.readers import read_parts
 from megatron_offgrpo.data.rejects import RecordError, Reject, reject_of
 from megatron_offgrpo.data.summary import listing
@@ -19,7 +20,7 @@ from megatron_offgrpo.data_config import THINK_TAGS
 from megatron_offgrpo.errors import ConfigError, DataError
 from megatron_offgrpo.evaluation.grading import Solution, score
 from megatron_offgrpo.evaluation.json_lines import json_line
-from megatron_offgrpo.evaluation.options import read_options, right_letter
+from megatron_offgrpo.evaluation.options import options_and_letter
 from megatron_offgrpo.progress import Advance, progress, say
 
 FORM = "records with group_id, sample_id, problem, answer and text"
@@ -170,17 +171,21 @@ def _solution(record: Any, unused: Counter[str], opened: bool) -> Solution:
     answer = fields.answer(record, "answer", "", required=True)
     text = answer_text(record, "text", "")
     choices = _choices(record.get("choices"))
-    if record.get("options") not in (None, [], {}):
-        options = read_options(record["options"], "options")
+    option_field = "options" if record.get("options") not in (None, [], {}) else ""
+    columns = next(iter(option_columns(record)), {})
+    if option_field or columns:
+        options, letter = options_and_letter(record, option_field, columns, "answer")
         if choices not in (0, len(options)):
-            raise RecordError("wrong number of choices", "choices", expected=f"{len(options)}, as options", got=choices)
-        answer, choices = right_letter(answer, options, "answer"), len(options)
+            raise RecordError(
+                "wrong number of choices", "choices", expected=f"{len(options)}, as there are options", got=choices
+            )
+        answer, choices = letter, len(options)
     try:
         json.dumps(record, ensure_ascii=False, allow_nan=False).encode("utf-8")
     except (TypeError, ValueError) as cause:
         raise RecordError("not JSON", "record", expected="texts and finite numbers", got=str(cause)) from None
     # None of the others, such as a system text, can change what is right.
-    unused.update(name for name, value in record.items() if name not in USED and value is not None)
+    unused.update(name for name, value in record.items() if name not in (*USED, *columns) and value is not None)
     said = fields.from_json_text(record.get(OPENED), OPENED, "true or false")
     if not isinstance(said, bool | None):
         raise RecordError("wrong type", OPENED, expected="true or false", got=said)

@@ -1,6 +1,8 @@
 """Multiple choice: the options of a record, as the model sees them, and the letter of the right one."""
 
 import re
+from collections.abc import Collection
+from decimal import Decimal, InvalidOperation
 from string import ascii_uppercase
 from typing import Any
 
@@ -19,10 +21,54 @@ def with_options(problem: str, options: tuple[str, ...]) -> str:
     return f"{problem}\n\n" + "\n".join(lines) + "\n\nAnswer with the letter of the right option in \\boxed{}."
 
 
-def option_columns(record: dict[str, Any]) -> tuple[str, ...]:
-    """Names of the columns that hold one option each: A, B, C, ...; none without A and B."""
-    names = tuple(name for name in ascii_uppercase if record.get(name) is not None)
-    return names if names[:2] == ("A", "B") else ()
+def options_and_letter(
+    record: dict[str, Any], field: str, columns: dict[str, str], answer_field: str
+) -> tuple[tuple[str, ...], str]:
+    """The options of a record and the letter of the right one.
+
+    Args:
+        field: the field of all options; blank without one.
+        columns: those of one option each, with their letters; see `option_columns`.
+
+    Raises:
+        RecordError: the options cannot be read, or the answer is none of them, or several.
+    """
+    given = {field: record[field]} if field else {}
+    if columns:
+        given[next(iter(columns))] = {letter: record[name] for name, letter in columns.items()}
+    options, *others = [read_options(value, where) for where, value in given.items()]
+    if others and others[0] != options:
+        raise RecordError("two lists of options", next(iter(columns)), expected=f"those of {field}", got=others[0])
+    answer = fields.answer(record, answer_field, "", required=True)
+    # "option_b", or "2" of "option2".
+    named = {letter for name, letter in columns.items() if answer.strip() in (name, re.sub(r"^\D+", "", name))}
+    if not any(name[-1].isdigit() for name in columns):
+        in_list = bool(field) and isinstance(fields.from_json_text(record[field], field, "a list"), list)
+        named |= _letters_of_number(record[answer_field], options, in_list)
+    return options, right_letter(answer, options, answer_field, named)
+
+
+def _letters_of_number(answer: Any, options: tuple[str, ...], in_list: bool) -> set[str]:
+    """The letters of all that a number of JSON or Parquet may mean: a place, counted from 0, and a value.
+
+    Only options in a list have places of their own; beside others, a place only makes a value uncertain.
+    """
+    if isinstance(answer, list) and len(answer) == 1:
+        answer = answer[0]
+    if isinstance(answer, bool) or not isinstance(answer, int | float):
+        return set()
+    letters = {letter for letter, option in zip(ascii_uppercase, options, strict=False) if _number(option) == answer}
+    if (in_list or letters) and answer in range(len(options)):
+        letters.add(ascii_uppercase[int(answer)])
+    return letters
+
+
+def _number(option: str) -> Decimal | None:
+    try:
+        number = Decimal(option.replace("\\(", "").replace("\\)", "").strip(" $"))
+    except InvalidOperation:
+        return None
+    return number if number.is_finite() else None
 
 
 def read_options(value: Any, where: str) -> tuple[str, ...]:
@@ -54,14 +100,17 @@ def read_options(value: Any, where: str) -> tuple[str, ...]:
     return tuple(text.strip() for text in texts)
 
 
-def right_letter(answer: str, options: tuple[str, ...], where: str) -> str:
+def right_letter(answer: str, options: tuple[str, ...], where: str, named: Collection[str] = ()) -> str:
     """The letter of the right option, which the answer names by its letter, its text, or both.
 
+    Args:
+        named: letters that the answer names otherwise, by a place or a column.
+
     Raises:
-        RecordError: none of the options, or several: a text that stands twice, or is the letter of another one.
+        RecordError: none of the options, or several: a text that stands twice, or is another one's letter or place.
     """
     letters, answer = ascii_uppercase[: len(options)], answer.strip()
-    found = {letter for letter, option in zip(letters, options, strict=True) if option == answer}
+    found = {letter for letter, option in zip(letters, options, strict=True) if option == answer} | {*named}
     alone = _LETTER.fullmatch(answer)
     if alone and alone.group(1).upper() in letters:
         found.add(alone.group(1).upper())
