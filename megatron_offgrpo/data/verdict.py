@@ -7,8 +7,9 @@ from fractions import Fraction
 from functools import lru_cache
 
 from megatron_offgrpo.data.choices import bare_letter, choice_letter
-from megatron_offgrpo.data.engine import Verdict, number, same_mathematics, same_set, squeezed
+from megatron_offgrpo.data.engine import Verdict, same_mathematics, same_set, squeezed
 from megatron_offgrpo.data.normalise import MAX_CHARACTERS, plain
+from megatron_offgrpo.data.number_values import number
 from megatron_offgrpo.data.rules import words
 from megatron_offgrpo.data.structure import Bracket, Leaf, Listing, Matrix, Node, Phrase, structure
 from megatron_offgrpo.data.units import NEVER_COUNTED, SCALES, measure, unit_of
