@@ -9,7 +9,7 @@ from typing import Any, Literal
 from latex2sympy2_extended import NormalizationConfig
 from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy, normalize_latex
 from math_verify import verify
-from math_verify.grader import should_treat_as_complex
+from math_verify.grader import is_equation, should_treat_as_complex
 from sympy import Basic, Expr, Float, I, Integral, MatrixBase, Product, Rational, Set, Sum, Symbol, Union, nan, zoo
 from sympy.core.relational import Relational
 from sympy.logic.boolalg import Boolean
@@ -199,6 +199,9 @@ def _equal(left: Any, right: Any, one: str, other: str) -> bool:
         return False  # 1=1 and 2=2 are both true, and say different things
     if any(isinstance(relation, Relational) and relation.lhs == relation.rhs for relation in (left, right)):
         return False
+    equations = [is_equation(left), is_equation(right)]
+    if any(equations) and (not all(equations) or left.free_symbols != right.free_symbols):
+        return False  # math-verify drops the left side of x+y=1 beside 1
     if isinstance(left, Expr) and isinstance(right, Expr) and left.free_symbols != right.free_symbols:
         return False
     return _verified(left, right) or (isinstance(left, Set) and not isinstance(right, Set) and _verified(right, left))
