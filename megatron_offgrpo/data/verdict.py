@@ -18,6 +18,8 @@ from megatron_offgrpo.data.units import NEVER_COUNTED, SCALES, measure, unit_of
 
 _SPAN = re.compile(r"\s*([\d.]+)\s*(?:to|~|至|到)\s*([\d.]+)\s*")
 """`3 to 5`: a range or a ratio."""
+_LIST_OF_ONE = re.compile(r"\s*\[[^][,;]*\]\s*")
+"""`[42]`, which math-verify takes for 42."""
 _HARD_WORDS = NEVER_COUNTED - words("of to from by the and for are is power")
 
 
@@ -116,6 +118,8 @@ def _same(one: Node, other: Node) -> Verdict:
     for first, second in ((one, other), (other, one)):
         if isinstance(first, Listing) and first.alternatives and isinstance(second, Leaf):
             return same_set(tuple(item.text for item in first.items), second.text)
+    if bool(_LIST_OF_ONE.fullmatch(one.text)) != bool(_LIST_OF_ONE.fullmatch(other.text)):
+        return "different"
     if isinstance(one, Listing) or isinstance(other, Listing):
         return "different" if r"\ldots" in one.text + other.text else same_mathematics(one.text, other.text)
     return same_mathematics(one.text, other.text)
