@@ -23,8 +23,11 @@ def chosen_letter(text: str) -> str | None:
 def choice_letter(answer: str) -> str | None:
     """The letter that `answer`, normalised, names; None where it names none.
 
-    Several letters, as in `A, C`, name none.
+    Several letters, as in `A, C`, name none; a small one names an option only as `(c)`, else it is a variable.
     """
+    small = re.fullmatch(r"\(\s*([a-h])\s*\)", answer)
+    if small is not None:
+        return small[1].upper()
     match = _DRESSED.match(answer)
     if match is None:
         return None

@@ -7,23 +7,22 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from latex2sympy2_extended import NormalizationConfig
-from math_verify import LatexExtractionConfig, parse, verify
+from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy, normalize_latex
+from math_verify import verify
+from math_verify.grader import is_equation, should_treat_as_complex
 from sympy import Basic, Expr, Float, I, Integral, MatrixBase, Product, Rational, Set, Sum, Symbol, Union, nan, zoo
 from sympy.core.relational import Relational
 from sympy.logic.boolalg import Boolean
 
+from megatron_offgrpo.data.number_values import number, rounds, same_number
+
 Verdict = Literal["equal", "different", "unreadable"]
 
-_CONFIG = [
-    LatexExtractionConfig(
-        normalization_config=NormalizationConfig(
-            basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="all", equations=False
-        ),
-        boxed_match_priority=0,
-    )
-]
-_NUMBER = re.compile(r"([+-]?)\s*(?:(\d+(?:\.\d*)?|\.\d+)|\\frac\s*{\s*(-?\d+)\s*}\s*{\s*(\d+)\s*}|(\d+)\s*/\s*(\d+))")
-_DECIMAL = re.compile(r"[+-]?\s*\d*\.(\d+)")
+_SPELLING = NormalizationConfig(
+    basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none", equations=False
+)
+_READING = ConversionConfig(lowercase_symbols=False)
+"""`R` and `r` are two names; math-verify's own `parse` takes them for one."""
 # What math-verify reads in part, or as something else than it means.
 _MISREAD = re.compile(
     r"\d\s*_|\)\s*_|'|\\prime|!\s*!|\d\s+[\d.]|\d{4}-\d\d?-\d\d?|^\d\d?/\d\d?/\d{2,4}$|\\text|\\frac\s*{\s*d\s*[A-Za-z]?\s*}\s*{\s*d\s*[A-Za-z]\s*}|[^\x00-\x7f]"
@@ -37,14 +36,11 @@ _RANGE = re.compile(r"\s*(\d+)\s*-\s*(\d+)\s*")
 _CLOCK = re.compile(r"\d{1,2}(?::[0-5]\d){1,2}")
 _RATIO = re.compile(r"[^:]+(?::[^:]+){2,}")
 _IMAGINARY = re.compile(r"(?<=\d)i(?![A-Za-z])")
+_LETTER = re.compile(r"\\Gamma\s*\(|\\gamma(?![A-Za-z])|\\Gamma(?![A-Za-z])|\\[A-Za-z]+|[IT]")
+"""What latex2sympy takes for i, for the constant 0.577..., and for a transposition, which it drops."""
 _TOKENS = re.compile(r"\\[A-Za-z]+|\d+(?:\.\d+)?|[A-Za-z]|.", re.DOTALL)
 _DIGITS = 60
 """Digits to which math-verify compares: it takes a difference below 10 to the minus this as none."""
-_SAME_DIGITS = 6
-"""Decimals from which on a rounded decimal stands for the exact value."""
-_FLOAT_NOISE = Fraction(1, 10**15)
-
-
 _KEPT_BLANK = re.compile(r"(?<=[A-Za-z])\s+(?=[A-Za-z])|(?<=[\d.])\s+(?=[\d.])")
 
 
@@ -63,7 +59,7 @@ def same_mathematics(one: str, other: str) -> Verdict:
         return "unreadable"
     first, second = number(one), number(other)
     if first is not None and second is not None:
-        return _decided(_same_number(one, first, other, second))
+        return _decided(same_number(one, first, other, second))
     for special in (_same_range, _same_clock, _same_ratio):
         found = special(one, other)
         if found is not None:
@@ -91,45 +87,6 @@ def same_set(relations: tuple[str, ...], other: str) -> Verdict:
 
 def _decided(equal: bool) -> Verdict:
     return "equal" if equal else "different"
-
-
-def number(text: str) -> Fraction | None:
-    """The value of a plain number: an integer, a decimal, a fraction of integers."""
-    match = _NUMBER.fullmatch(text.strip())
-    if match is None:
-        return None
-    sign, plain, upper, lower, left, right = match.groups()
-    if plain is not None:
-        value = Fraction(plain.rstrip(".") or 0)
-    else:
-        divisor = int(lower or right)
-        if divisor == 0:
-            return None
-        value = Fraction(int(upper or left), divisor)
-    return -value if sign == "-" else value
-
-
-def _same_number(one: str, first: Fraction, other: str, second: Fraction) -> bool:
-    return first == second or _close(first, second) or _rounds(one, first, second) or _rounds(other, second, first)
-
-
-def _close(first: Fraction, second: Fraction) -> bool:
-    return abs(first - second) <= _FLOAT_NOISE * max(abs(first), abs(second))
-
-
-def _rounds(text: str, decimal: Fraction, exact: Fraction) -> bool:
-    """Whether `text`, a decimal with six places and five digits or more, is `exact` rounded or cut there."""
-    match = _DECIMAL.fullmatch(text.strip())
-    if match is None or len(match[1]) < _SAME_DIGITS:
-        return False
-    scale = 10 ** len(match[1])
-    if abs(decimal) * scale < 10**4:
-        return False
-    scaled = abs(exact) * scale
-    return (decimal < 0) == (exact < 0) and abs(decimal) * scale in (
-        round(scaled),
-        scaled.numerator // scaled.denominator,
-    )
 
 
 def _same_range(one: str, other: str) -> bool | None:
@@ -174,14 +131,25 @@ def read(text: str) -> Any | None:
 def _parsed(text: str) -> Any | None:
     try:
         spaced = _IMAGINARY.sub(" i", text)  # math-verify takes the i of `2i` for another one than that of `2 i`
-        found = parse(
-            rf"\boxed{{{spaced}}}", _CONFIG, fallback_mode="no_fallback", parsing_timeout=None, raise_on_error=True
+        latex = _LETTER.sub(_as_letter, normalize_latex(spaced, _SPELLING))
+        found = latex2sympy(
+            latex,
+            is_real=not should_treat_as_complex(latex),
+            convert_degrees=False,
+            normalization_config=None,
+            conversion_config=_READING,
         )
     except MemoryError:
         raise
     except Exception:  # math-verify's parser raises whatever its grammar and sympy raise on text that is no mathematics
         return None
-    return _exact(found[0]) if found else None
+    return _exact(found)
+
+
+def _as_letter(match: re.Match[str]) -> str:
+    """The letter so that latex2sympy reads it as a name; other commands as they are."""
+    text = match.group()
+    return rf"\mathit{{{text}}}" if text in ("I", "T", r"\gamma", r"\Gamma") else text
 
 
 def _exact(expression: Any) -> Any:
@@ -231,6 +199,9 @@ def _equal(left: Any, right: Any, one: str, other: str) -> bool:
         return False  # 1=1 and 2=2 are both true, and say different things
     if any(isinstance(relation, Relational) and relation.lhs == relation.rhs for relation in (left, right)):
         return False
+    equations = [is_equation(left), is_equation(right)]
+    if any(equations) and (not all(equations) or left.free_symbols != right.free_symbols):
+        return False  # math-verify drops the left side of x+y=1 beside 1
     if isinstance(left, Expr) and isinstance(right, Expr) and left.free_symbols != right.free_symbols:
         return False
     return _verified(left, right) or (isinstance(left, Set) and not isinstance(right, Set) and _verified(right, left))
@@ -260,7 +231,7 @@ def _numeric(left: Any, one: str, right: Any, other: str) -> bool | None:
     if not (first.is_real and second.is_real):
         return False
     return any(
-        plain is not None and _rounds(text, plain, _as_fraction(value))
+        plain is not None and rounds(text, plain, _as_fraction(value))
         for text, plain, value in ((one, number(one), second), (other, number(other), first))
     )
 

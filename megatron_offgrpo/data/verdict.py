@@ -6,23 +6,20 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 
+from megatron_offgrpo.data.bindings import bindings
 from megatron_offgrpo.data.choices import bare_letter, choice_letter
-from megatron_offgrpo.data.engine import Verdict, number, same_mathematics, same_set, squeezed
+from megatron_offgrpo.data.engine import Verdict, same_mathematics, same_set, squeezed
+from megatron_offgrpo.data.left_sides import right_side
 from megatron_offgrpo.data.normalise import MAX_CHARACTERS, plain
+from megatron_offgrpo.data.number_values import number
 from megatron_offgrpo.data.rules import words
 from megatron_offgrpo.data.structure import Bracket, Leaf, Listing, Matrix, Node, Phrase, structure
 from megatron_offgrpo.data.units import NEVER_COUNTED, SCALES, measure, unit_of
 
-_NAMED = re.compile(
-    r"\s*(?:[A-Za-z]|\\[a-z]+)(?:_\s*(?:{[^{}]*}|\w))?\s*'*(?:\([A-Za-z, ]*\))?\s*"
-    r"(?:=(?!=)|\\in(?![A-Za-z])|\\equiv(?![A-Za-z]))\s*(.+)",
-    re.DOTALL,
-)
-_INTRODUCED = re.compile(
-    r"\s*(?=.*[^\W\d_]{2})(?:[^\W\d]+(?:[ '-][^\W\d]+)*)\s*(?:=|:|\bis\b|\bare\b|为|是)\s*(?=.*\d)(.+)", re.DOTALL
-)
 _SPAN = re.compile(r"\s*([\d.]+)\s*(?:to|~|至|到)\s*([\d.]+)\s*")
 """`3 to 5`: a range or a ratio."""
+_LIST_OF_ONE = re.compile(r"\s*\[[^][,;]*\]\s*")
+"""`[42]`, which math-verify takes for 42."""
 _HARD_WORDS = NEVER_COUNTED - words("of to from by the and for are is power")
 
 
@@ -59,6 +56,9 @@ def _compare(one: str, other: str) -> Verdict:
     letters = [choice_letter(one), choice_letter(other)]
     if letters[0] and letters[1] and (bare_letter(one) or bare_letter(other)):
         return "equal" if letters[0] == letters[1] else "different"
+    bound = _bound(one, other)
+    if bound is not None:
+        return bound
     verdict = _same(structure(one), structure(other))
     for shorter in () if verdict == "equal" else _shorter(one, other):
         if _same(*map(structure, shorter)) == "equal":
@@ -66,15 +66,23 @@ def _compare(one: str, other: str) -> Verdict:
     return verdict
 
 
+def _bound(one: str, other: str) -> Verdict | None:
+    """Values with names are compared by name, beside a list or tuple in the order of the names."""
+    first, second = bindings(one), bindings(other)
+    if first is not None and second is not None:
+        if set(first.names) != set(second.names):
+            return "different"
+        return _same(*(structure(each.tuples(first.names)) for each in (first, second)))
+    if first is not None:
+        return _same(structure(first.tuples(first.usual_order())), structure(other))
+    return _bound(other, one) if second is not None else None
+
+
 def _shorter(one: str, other: str) -> Iterator[tuple[str, str]]:
     """Readings where one of two answers alone says more: `x = 7` beside `7`, `the area is 7`, `3 to 5` beside `3-5`."""
-    for pattern in (_NAMED, _INTRODUCED):
-        found = [pattern.fullmatch(one), pattern.fullmatch(other)]
-        if (found[0] is None) != (found[1] is None):
-            first, second = (
-                match[1].strip() if match else text for match, text in zip(found, (one, other), strict=True)
-            )
-            yield first, second
+    rights = [right_side(one), right_side(other)]
+    if (rights[0] is None) != (rights[1] is None):
+        yield rights[0] or one, rights[1] or other
     spans = [_SPAN.fullmatch(one), _SPAN.fullmatch(other)]
     if (spans[0] is None) != (spans[1] is None):
         for dash in (":", "-"):
@@ -110,6 +118,8 @@ def _same(one: Node, other: Node) -> Verdict:
     for first, second in ((one, other), (other, one)):
         if isinstance(first, Listing) and first.alternatives and isinstance(second, Leaf):
             return same_set(tuple(item.text for item in first.items), second.text)
+    if bool(_LIST_OF_ONE.fullmatch(one.text)) != bool(_LIST_OF_ONE.fullmatch(other.text)):
+        return "different"
     if isinstance(one, Listing) or isinstance(other, Listing):
         return "different" if r"\ldots" in one.text + other.text else same_mathematics(one.text, other.text)
     return same_mathematics(one.text, other.text)

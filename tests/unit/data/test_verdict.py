@@ -205,3 +205,69 @@ def test_another_word_makes_another_answer(one, other, frame):
 def test_numbers_of_any_size_are_compared_relatively(value, one, other):
     texts = [rf"\frac{{{value.numerator}}}{{{value.denominator}}}\times 10^{{{power}}}" for power in (one, other)]
     assert (compare(*texts) == "equal") == (one == other)
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    st.integers(10**14, 10**40),
+    st.integers(0, 13),
+    st.integers(1, 9),
+    st.sampled_from(["{}", "({}, 1)", r"\frac{{{}}}{{7}}", r"\frac{{1}}{{{}}}", r"{}\text{{ cm}}", "{}x", "x = {}"]),
+)
+def test_another_digit_makes_another_integer_however_long(value, place, step, frame):
+    digits = str(value)
+    changed = digits[: -place - 1] + str((int(digits[-place - 1]) + step) % 10) + digits[len(digits) - place :]
+    assert compare(frame.format(digits), frame.format(changed)) != "equal"
+
+
+LETTERS = "abcdfghklmnpqrstuvwxyz"  # without e, i and j, which are numbers; o is seldom a name
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    st.sampled_from(LETTERS),
+    st.sampled_from([r"\frac{{{0}}}{{{1}}}", "2{0}-{1}", "{0}_1+{1}_2", "({0}, {1})", "{0}^2 > {1}", "{0}^{1}"]),
+)
+def test_a_capital_is_another_name(letter, frame):
+    one, other = frame.format(letter, letter.upper()), frame.format(letter.upper(), letter)
+    assert compare(one, other) != "equal"
+    assert compare(frame.format(letter, letter), frame.format(letter.upper(), letter.upper())) != "equal"
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    st.integers(-50, 50),
+    st.sampled_from(
+        ["x+y", "2x", "x^2", "xy", "-x", "|x|", r"\sin x", r"\cos(x)", r"\sqrt{x}", r"\frac{x}{2}", "n!", "x_1+x_2"]
+    ),
+)
+def test_an_equation_is_not_its_right_side(value, left):
+    for equation in (f"{left}={value}", f"{value}={left}"):
+        assert compare(equation, str(value)) != "equal"
+        assert compare(str(value), equation) != "equal"
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    st.sampled_from(["xyz", "abc", "mnp", ("x_1", "x_2", "x_3"), ("Tom", "Ann", "Eve")]),
+    st.lists(st.integers(-9, 9), min_size=3, max_size=3),
+    st.permutations(range(3)),
+    st.permutations(range(3)),
+)
+def test_values_stay_with_their_names(names, values, order, shown):
+    def bound(chosen):
+        return ", ".join(f"{names[place]} = {chosen[place]}" for place in shown)
+
+    moved = [values[place] for place in order]
+    same = moved == values
+    sign = ":" if names[0] == "Tom" else " ="
+    named = ", ".join(f"{name}{sign} {value}" for name, value in zip(names, values, strict=True))
+    together = f"({', '.join(names)}) = ({', '.join(map(str, moved))})"
+    row = ", ".join(map(str, moved))
+    if names[0] != "Tom":
+        assert (compare(bound(moved), named) == "equal") == same
+        assert (compare(named, together) == "equal") == same
+        assert (compare(together, named) == "equal") == same
+        assert (compare(named, f"({row})") == "equal") == same
+    assert (compare(named, row) == "equal") == same
+    assert (compare(row, named) == "equal") == same
