@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from megatron_offgrpo.data.rules import words as word_set
-from megatron_offgrpo.data.units import is_unit_word, unit_of
+from megatron_offgrpo.data.units import NOT_COUNTED, can_be_counted, is_unit_word, unit_of
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ def _parts(text: str) -> list[Leaf | tuple[str, ...]]:
             words.append(_RELATION_WORDS[token])
         elif depth == 0 and _is_word(tokens, index, bool(words) and not math.strip()):
             close_math()
-            words.append(token)
+            words += _scales_apart(token)
             index = _unit_tail(tokens, index, words)
         elif token.isspace():
             math += " "
@@ -214,7 +214,21 @@ def _parts(text: str) -> list[Leaf | tuple[str, ...]]:
         close_words()
     close_words()
     close_math()
-    return parts
+    return [_marked(part, after_value=index > 0) for index, part in enumerate(parts)]
+
+
+def _marked(part: "Leaf | tuple[str, ...]", after_value: bool) -> "Leaf | tuple[str, ...]":
+    """Words behind mathematics that count nothing begin with `NOT_COUNTED`, so that nobody drops them."""
+    return part if isinstance(part, Leaf) or not after_value or can_be_counted(part) else (NOT_COUNTED, *part)
+
+
+def _scales_apart(token: str) -> list[str]:
+    """The Chinese scales at the beginning of a word apart: 万 and 元 of 万元."""
+    scales = []
+    while token[0] in "十百千万亿" and unit_of(token) is None and len(token) > 1:
+        scales.append(token[0])
+        token = token[1:]
+    return [*scales, token]
 
 
 def _unit_tail(tokens: list[str], index: int, words: list[str]) -> int:
