@@ -95,6 +95,9 @@ _UNIT_LETTERS = word_set("m g s h l L N J K A V W C T F")
 _GLUED_UNITS = word_set(
     "km cm mm kg mg ml mL ft lb lbs mph kmh min hr hrs hours hour minutes seconds days cents dollars"
 )
+_ROMAN = re.compile(r"(?=[MDCLXVI]{2})M{0,3}(?:CM|CD|D?C{0,3})(?:XC|XL|L?X{0,3})(?:IX|IV|V?I{0,3})")
+_NAME = re.compile(r"[A-Z][a-z]")
+_LETTERS_OF_TEXT = re.compile(r"{([A-Za-z])}{([A-Za-z])}")
 _VOWEL = re.compile("[aeiouyAEIOUY]")
 _MATRIX = re.compile(
     r"\\begin\s*{([pbB]?)(?:small)?(?:matrix|array)}(?:\s*{[clr| ]*})?(.*)\\end\s*{\1(?:small)?(?:matrix|array)}",
@@ -126,7 +129,8 @@ def _item(text: str) -> Node:
     bracket = _bracket(text)
     if bracket is not None:
         return bracket
-    parts = _parts(text)
+    two_letters = _LETTERS_OF_TEXT.fullmatch(text)
+    parts = [(two_letters[1] + two_letters[2],)] if two_letters else _parts(text)
     if all(isinstance(part, Leaf) for part in parts):
         return Leaf(text)
     return Phrase(text, tuple(parts))
@@ -279,4 +283,5 @@ def _is_word(tokens: list[str], index: int, after_word: bool) -> bool:
         return (len(token) > 3 and bool(_VOWEL.search(token))) or (
             is_unit_word(token) and after_value and not is_function
         )
-    return len(token) > 2 or token.casefold() in _SHORT_WORDS or (is_unit_word(token) and (after_value or after_word))
+    is_short_word = token.casefold() in _SHORT_WORDS or _NAME.fullmatch(token) or _ROMAN.fullmatch(token)
+    return len(token) > 2 or bool(is_short_word) or (is_unit_word(token) and (after_value or after_word))

@@ -381,12 +381,16 @@ REFUSED = [
     "See the proof above.",
     "see solution", "The proof is left to the reader.", "Answers may vary", "Omitted.", "略", "证明见解析", "无",
     "$", "$$", r"\text{}", "()",
+    "N / A", "not_found", "no answer provided", "No solution provided", "Solution omitted", "The answer is missing.",
+    "The statement is proved", "Show that n is even", "Prove that n is even.", "暂无答案", "![image](img.png)",
+    "[asy]draw((0,0)--(1,1));[/asy]", r"\left\{1,2", r"\begin{pmatrix}1\\2", "Answer:", "The answer is", "答案：",
     r"\boxed{}", "TBD", "See figure 3 below", "Proof. By induction on n we have the claim.", "#REF!",
 ]  # fmt: skip
 
 ACCEPTED = [
     "7", "-1", r"\emptyset", "∞", "no solution", r"\text{No real solutions}", "n is odd", r"\text{does not exist}",
-    "[1,2)", "(1,2]",
+    "[1,2)", "(1,2]", "<", ">", "=", r"\le", r"\perp", r"\rho", r"\Omega", r"\varphi", r"\nu", "ρ", "⊥",
+    "solution set", "The answer is 7", r"\left\{1,2\right\}",
     "a<b", "x<y", r"\{1,2\}", "Amy", "甲", "0", "True", "No", "none of these", "3:20", "1011_2", "CO_2",
     "<answer>7</answer>",
     r"\begin{pmatrix}1\\2\end{pmatrix}", "C", "undefined", "all even integers",
