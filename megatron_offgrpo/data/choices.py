@@ -25,7 +25,8 @@ _DENIED = re.compile(
 """Other options, as not chosen: ", not D", "rather than (D)", 不选D."""
 # Another option beside the first, something else said of the letter, or the letter in a formula.
 _MORE_THAN_A_CHOICE = re.compile(
-    rf"\s*(?:[,;/&+]|-+|\band\b|\bor\b|和|或|与|及)+\s*{_LETTER}|.*(?<!\w)\(\s*[A-Z]\s*\)"
+    rf"\s*(?:[,;/&+]|-+|\band\b|\bor\b|和|或|与|及)+\s*{_LETTER}|.*(?<!\w)[(\[]\s*[A-Z]\s*[)\]]"
+    r"|.*[,;]\s*(?:\w+\s+){0,2}(?-i:[A-Z])\s*(?:[.):]|$)"
     rf"|.*(?:\band\b|\bor\b|和|或)\s*(?:option\s+)?{_LETTER}\s*(?:[.)]|$)"
     r"|\s*[.):]?\s*(?i:is|are|was|isn't|not|cannot|does|doesn't)\b|\s*[.):]?\s*(?:不|错|非|是错)|\s*[\^_+*/=<>]"
     r"|\s*-+\s*[A-Za-z]\s*$",

@@ -241,7 +241,7 @@ def _unit_tail(tokens: list[str], index: int, words: list[str]) -> int:
         return index
     while True:
         rest = "".join(tokens[index + 1 :])
-        power = re.match(r"\s*\^\s*(?:{\s*(-?\d)\s*}|(\d))", rest) or re.match(r"(\d)(?!\d)", rest)
+        power = re.match(r"\s*\^\s*(?:{\s*(-?\d)\s*}|(\d))", rest) or re.match(r"(\d)(?![\w.])", rest)
         quotient = re.match(r"\s*/\s*([^\W\d_]+)", rest)
         found = power or quotient
         if found is None:

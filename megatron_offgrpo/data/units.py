@@ -80,6 +80,7 @@ _FUNCTION_WORDS = words(
     " through across along behind beside besides inside outside except despite like unlike than as plus minus times"
     " over ago later earlier early late ahead short away back apart too very so such quite just only even almost"
     " nearly roughly again else ever yet still once twice thrice there here hence now then bc bce ad ce o'clock"
+    " fold upward downward forward backward"
     # Comparisons and amounts.
     " more less most least fewer few fewest many much several some any all both either neither enough extra additional"
     " another other others greater larger bigger smaller higher lower longer shorter older younger taller heavier"
@@ -127,7 +128,8 @@ def can_be_counted(run: tuple[str, ...]) -> bool:
     A thing is one plain word, or two. What holds a number, a comparison, a preposition or the like says more of the
     number than what is counted.
     """
-    run = tuple(run)
+    if tuple(word.casefold() for word in run[-2:]) == ("in", "total"):
+        run = run[:-2]
     while run and run[0].casefold() in SCALES:
         run = run[1:]
     things = 0
@@ -157,7 +159,7 @@ def _is_thing(low: str) -> bool:
 
 def _says_how(low: str) -> bool:
     """Participles and adverbs, such as `doubled` and `exactly`, which count nothing."""
-    return (len(low) > 5 and low.endswith("ed")) or (len(low) > 4 and low.endswith("ly"))
+    return (len(low) > 5 and low.endswith("ed")) or (len(low) > 4 and low.endswith(("ly", "wards", "fold")))
 
 
 def is_unit_word(name: str) -> bool:
