@@ -17,21 +17,36 @@ _BETWEEN = re.compile(
 )
 _TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
 _MARKED = re.compile(r"####[ \t]*(\S[^\n]*)")
+_HEADING = re.compile(
+    r"[*_]*(?:(?:the |my )?(?:final )?(?:answer|solution|result|conclusion)|(?:最终)?(?:答案|结果|解答|结论))"
+    r"[*_\s]*[:：]?[*_\s]*"
+    r"|[*_]*(?:step|part|case|method|第)\s*[\dA-Z一二三四五六七八九十]+\b.*|步骤.*",
+    re.IGNORECASE,
+)
+"""Words behind `####` that are a heading wherever text follows."""
+_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}|[\u3400-\u9fff]{2,}")
 _ENGLISH = (
-    r"\b(?:final|correct|right)?\s*(?:answers?|choice)\b(?:\s+(?:to|for|of)\b[^.\n:：]{0,80}?)?[*_]*\s*"
+    r"\b(?:final|correct|right)?\s*(?:answers?|choice|option)\b(?:\s+(?:to|for|of)\b[^.\n:：]{0,80}?)?[*_]*\s*"
     r"(?:\b(?:is|are|was|would be|should be|must be)\b\s*[:：]?|[:：=])"
     r"|\b(?:option|choice)\s+(?=\(?[A-Z]\b)"
 )
-_CHINESE = r"(?:答案|结果|答)\s*(?:应该?)?(?:为|是|等于|[:：])\s*[:：]?"
+_CHINESE = r"(?:答案|结果|选项|答)[\s*】\]]*(?:就|应该?)?(?:为|是|等于|[:：]|(?<=】))\s*[:：]?"
 _CHINESE_CHOICE = r"(?:故|应|因此|所以)?选(?:择|项)?\s*[:：]?\s*(?=\(?[A-Z])"
+_LETTER_FIRST = r"(?=\(?[A-Z]\)?\s+is\s+the\s+(?:only\s+)?(?:correct|right)\s+(?:answer|option|choice)\b)(?<![\w(])"
 _ANNOUNCED = re.compile(
-    rf"(?:(?i:{_ENGLISH})|{_CHINESE}|{_CHINESE_CHOICE})[ \t]*[*_]*\s*(?:(?i:option|choice|that)\s+)?"
+    rf"(?:(?i:{_ENGLISH})|{_CHINESE}|{_CHINESE_CHOICE}|{_LETTER_FIRST})[ \t]*[*_]*\s*(?:(?i:option|choice|that)\s+)?"
 )
+_DENIED = re.compile(r"\b(?:not|no)(?:\s+the)?\s*$|(?:不|不是|不能|不应该?|不要|不可|非|未|勿)\s*$", re.IGNORECASE)
+"""What stands before an announcement that takes it back."""
 _DISPLAYED = re.compile(r"(?:\\\[(.+?)\\\]|\$\$(.+?)\$\$)", re.DOTALL)
 _CLAUSE = re.compile(r"(?:\$[^$\n]*\$|\\\([^\n]*?\\\)|[^\n。！？])+?(?=\n|[。！？]|[.!?](?:[*_\"')]*)(?:\s|$)|$)")
 _ASIDE = re.compile(
-    r"\s*[,，;；(（]?\s*(?:\b(?:because|since|which|where|so that|as|so|hence|thus|but)\b|因为|由于|所以).*$", re.DOTALL
+    r"\s*[,，;；(（]?\s*(?:\b(?:because|since|which|where|so that|as|so|hence|thus|but|rather than)\b"
+    r"|因为|由于|所以|而不是|而非).*$|\s*[,，;；(（]\s*(?:and\s+)?(?:\bnot\b|不是|不选).*$",
+    re.DOTALL,
 )
+_RULED_OUT = re.compile(r"\(?[A-Z]\)?\s+(?:is|was)\s+(?:not|wrong|incorrect|false)\b")
+"""An option that is none."""
 _MAX_CLAUSE = 200
 _MAX_DISPLAYED = 1000
 _MAX_ANNOUNCED = 20
@@ -61,9 +76,9 @@ def final_answer(text: str) -> str | None:
     tagged = _tagged(text)
     if tagged:
         return tagged
-    marked = _MARKED.findall(text)
+    marked = _marked(text)
     if marked:
-        return str(marked[-1]).strip()
+        return marked
     return next(announced_answers(text), None)
 
 
@@ -122,12 +137,26 @@ def _tagged(text: str) -> str | None:
     return found
 
 
+def _marked(text: str) -> str | None:
+    """What stands behind the last `####` that is no heading of the text after it."""
+    for match in reversed(list(_MARKED.finditer(text))[-_MAX_ANNOUNCED:]):
+        content, after = match[1].strip(), text[match.end() :]
+        if not after.strip() or not (_HEADING.fullmatch(content) or _is_title(content, after)):
+            return content
+    return None
+
+
+def _is_title(content: str, after: str) -> bool:
+    """Whether words before a text that announces an answer: a marked answer has nothing but remarks behind it."""
+    return bool(_WORD.search(content)) and next(announced_answers(after), None) is not None
+
+
 def announced_answers(text: str) -> Iterator[str]:
     """What follows "answer is", "option", 答案是 and the like in the end of a text, the last one first."""
     text = text[-MAX_UNBOXED_CHARACTERS:]
     for match in reversed(list(_ANNOUNCED.finditer(text))[-_MAX_ANNOUNCED:]):
         before = text[max(0, match.start() - 12) : match.start()].lower()
-        if re.search(r"\b(?:not|no)(?:\s+the)?\s*$", before):
+        if _DENIED.search(before):
             continue
         rest = text[match.end() : match.end() + _MAX_DISPLAYED]
         displayed = _DISPLAYED.match(rest)
@@ -137,5 +166,7 @@ def announced_answers(text: str) -> Iterator[str]:
         clause = _CLAUSE.match(rest[:_MAX_CLAUSE])
         if clause:
             answer = _ASIDE.sub("", clause.group()).strip(" *_\t,;:")
+            if _RULED_OUT.match(answer):
+                continue
             if any(letter.isalnum() for letter in answer) or answer in ("∞", "∅"):
                 yield answer

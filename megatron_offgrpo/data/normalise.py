@@ -95,6 +95,7 @@ _TEXTS = re.compile(
     r"\\(?:text(?:bf|it|rm|sf|tt|normal|up)?|math(?:rm|bf|it|sf|tt)|boldsymbol|bm|[mhf]box|boxed|emph|underline"
     rf"|operatorname\*?)\s*{GROUP}"
 )
+_TWO_LETTERS_OF_TEXT = re.compile(r"\s*\\text[a-z]*\s*{\s*([A-Za-z])([A-Za-z])\s*}\s*")
 _FUNCTION_NAMES = words("lcm gcd max min sin cos tan arcsin arccos arctan log ln exp det tr rank sgn sign arg Re Im")
 _UNIT_FRACTION = re.compile(r"\\frac\s*{\s*([A-Za-z]+)\s*}\s*{\s*([A-Za-z]+)\s*}")
 _PREFIX = re.compile(
@@ -107,6 +108,8 @@ _PREFIX = re.compile(
 """What announces an answer, and says nothing of it."""
 _MODULUS = re.compile(r"\(\s*mod\s+([^()]*)\)")
 _DELIMITERS = re.compile(r"\\[()\[\]]|\$\$")
+_TRAILING_SPACE = re.compile(r"(?:[\s~\\]|(?<=\\)[,;:!>])+$")
+"""Spaces of LaTeX at the end, the backslash of one that was cut off, and line breaks."""
 _BARE_DOLLAR = re.compile(r"(?<!\\)\$")
 MAX_CHARACTERS = 2000
 """Longer texts are no answers, and are compared as they stand."""
@@ -115,7 +118,8 @@ MAX_CHARACTERS = 2000
 def plain(text: str) -> str:
     """`text` in one spelling: LaTeX in ASCII, numbers without separators, units as words, nothing that is dress alone.
 
-    The result keeps every number, word and sign of the text that could distinguish two answers.
+    Two letters of text alone stand in braces each, so that they are read as a word and not as a product. The result
+    keeps every number, word and sign of the text that could distinguish two answers.
     """
     text = as_latex(text)
     for _ in range(3):  # a prefix may stand inside emphasis, emphasis inside a prefix
@@ -126,6 +130,7 @@ def plain(text: str) -> str:
         if text == before:
             break
     text = _without_dollars(_DELIMITERS.sub(" ", text))
+    text = _TWO_LETTERS_OF_TEXT.sub(r"{\1}{\2}", text) if _TWO_LETTERS_OF_TEXT.fullmatch(text) else text
     text = applied(_COMMANDS, text)
     while True:
         unwrapped = _TEXTS.sub(_unwrapped, text)
@@ -160,8 +165,9 @@ def _without_dollars(text: str) -> str:
 
 
 def _without_stop(text: str) -> str:
+    text = _TRAILING_SPACE.sub("", text)
     while text.endswith((".", "!", ",", ";", ":")) and not text.endswith("...") and len(text) > 1:
         if text.endswith("!") or re.search(r"(?:^|[\s.])[A-Za-z]\.[A-Za-z]\.$", text):
             break
-        text = text[:-1].rstrip()
+        text = _TRAILING_SPACE.sub("", text[:-1])
     return text

@@ -4,7 +4,7 @@ import re
 from fractions import Fraction
 
 from megatron_offgrpo.data.rules import Rules, applied, rules
-from megatron_offgrpo.data.units import unit_of
+from megatron_offgrpo.data.units import PARTS, unit_of
 
 _NUMBER = r"(?:\d+(?:\.\d+)?|\.\d+)"
 _FRACTION = r"\\frac\s*(?:{\s*(?P<a>\d+)\s*}|(?P<b>\d))\s*(?:{\s*(?P<c>\d+)\s*}|(?P<d>\d))"
@@ -23,11 +23,14 @@ _VALUES = {
 }
 _BASES = {**_VALUES, "bin": 2, "oct": 8, "dec": 10, "hex": 16}
 _ONE, _TEN = "|".join(reversed(_ONES.split())), "|".join(_TENS.split())
+_POWERS = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+_NUMBER_WORD = rf"(?:{_TEN}|{_ONE}|{'|'.join(_POWERS)})(?![A-Za-z])"
 _IN_WORDS = re.compile(
-    rf"^((?:{_TEN})(?:[\s-](?:{'|'.join(_ONES.split()[1:10])}))?|{_ONE}|[{_CHINESE}两](?=\s*[个元人]|$))(?![A-Za-z])",
+    rf"^(?:{_NUMBER_WORD}(?:(?:\s+and\s+|[\s-]+){_NUMBER_WORD})*|[{_CHINESE}两](?=\s*[个元人]|$))(?![A-Za-z])"
+    rf"(?:-(?=(?:{'|'.join(PARTS)})(?![A-Za-z]))|(?!-[A-Za-z]))",
     re.IGNORECASE,
 )
-"""A number in words at the beginning of an answer."""
+"""A number in words at the beginning of an answer, to its end; the dash of `two-thirds` belongs to it."""
 _CURRENCIES = {
     r"\$": "usd", "€": "eur", "£": "gbp", "¥": "cny", "￥": "cny", "₹": "inr", "₩": "krw", "₽": "rub",
 }  # fmt: skip
@@ -123,7 +126,33 @@ def _unit_in_brackets(match: re.Match[str]) -> str:
 
 
 def _number_of_words(match: re.Match[str]) -> str:
-    return str(sum(_VALUES[word] for word in re.split(r"[\s-]+", match[1].casefold())))
+    """The digits of a number in words; what is no number by the rules, such as `one and two`, stays as it is."""
+    spoken = re.split(r"[\s-]+", match.group().casefold().rstrip("-"))
+    value = _value(spoken)
+    return match.group() if value is None else f"{value} "
+
+
+def _value(spoken: list[str]) -> int | None:
+    """Groups below a thousand, each with a smaller scale than the one before; `and` only behind a scale."""
+    total, group, last_scale, room = 0, 0, 10**15, 10**3
+    for place, word in enumerate(spoken):
+        if word == "and":
+            if spoken[place - 1] not in _POWERS:
+                return None
+        elif word == "hundred":
+            if not 0 < group < 10:
+                return None
+            group, room = 100 * group, 100
+        elif word in _POWERS:
+            if not group or _POWERS[word] >= last_scale:
+                return None
+            total, last_scale, group, room = total + group * _POWERS[word], _POWERS[word], 0, 10**3
+        else:
+            value = _VALUES[word]
+            if value >= room or (value == 0 and len(spoken) > 1):
+                return None
+            group, room = group + value, 10 if value >= 20 else 1
+    return total + group
 
 
 _RULES: Rules = rules(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from megatron_offgrpo.data.rules import words as word_set
-from megatron_offgrpo.data.units import is_unit_word, unit_of
+from megatron_offgrpo.data.units import NOT_COUNTED, can_be_counted, is_unit_word, unit_of
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,9 @@ _UNIT_LETTERS = word_set("m g s h l L N J K A V W C T F")
 _GLUED_UNITS = word_set(
     "km cm mm kg mg ml mL ft lb lbs mph kmh min hr hrs hours hour minutes seconds days cents dollars"
 )
+_ROMAN = re.compile(r"(?=[MDCLXVI]{2})M{0,3}(?:CM|CD|D?C{0,3})(?:XC|XL|L?X{0,3})(?:IX|IV|V?I{0,3})")
+_NAME = re.compile(r"[A-Z][a-z]")
+_LETTERS_OF_TEXT = re.compile(r"{([A-Za-z])}{([A-Za-z])}")
 _VOWEL = re.compile("[aeiouyAEIOUY]")
 _MATRIX = re.compile(
     r"\\begin\s*{([pbB]?)(?:small)?(?:matrix|array)}(?:\s*{[clr| ]*})?(.*)\\end\s*{\1(?:small)?(?:matrix|array)}",
@@ -126,7 +129,8 @@ def _item(text: str) -> Node:
     bracket = _bracket(text)
     if bracket is not None:
         return bracket
-    parts = _parts(text)
+    two_letters = _LETTERS_OF_TEXT.fullmatch(text)
+    parts = [(two_letters[1] + two_letters[2],)] if two_letters else _parts(text)
     if all(isinstance(part, Leaf) for part in parts):
         return Leaf(text)
     return Phrase(text, tuple(parts))
@@ -198,7 +202,7 @@ def _parts(text: str) -> list[Leaf | tuple[str, ...]]:
             words.append(_RELATION_WORDS[token])
         elif depth == 0 and _is_word(tokens, index, bool(words) and not math.strip()):
             close_math()
-            words.append(token)
+            words += _scales_apart(token)
             index = _unit_tail(tokens, index, words)
         elif token.isspace():
             math += " "
@@ -214,7 +218,21 @@ def _parts(text: str) -> list[Leaf | tuple[str, ...]]:
         close_words()
     close_words()
     close_math()
-    return parts
+    return [_marked(part, after_value=index > 0) for index, part in enumerate(parts)]
+
+
+def _marked(part: "Leaf | tuple[str, ...]", after_value: bool) -> "Leaf | tuple[str, ...]":
+    """Words behind mathematics that count nothing begin with `NOT_COUNTED`, so that nobody drops them."""
+    return part if isinstance(part, Leaf) or not after_value or can_be_counted(part) else (NOT_COUNTED, *part)
+
+
+def _scales_apart(token: str) -> list[str]:
+    """The Chinese scales at the beginning of a word apart: 万 and 元 of 万元."""
+    scales = []
+    while token[0] in "十百千万亿" and unit_of(token) is None and len(token) > 1:
+        scales.append(token[0])
+        token = token[1:]
+    return [*scales, token]
 
 
 def _unit_tail(tokens: list[str], index: int, words: list[str]) -> int:
@@ -223,7 +241,7 @@ def _unit_tail(tokens: list[str], index: int, words: list[str]) -> int:
         return index
     while True:
         rest = "".join(tokens[index + 1 :])
-        power = re.match(r"\s*\^\s*(?:{\s*(-?\d)\s*}|(\d))", rest) or re.match(r"(\d)(?!\d)", rest)
+        power = re.match(r"\s*\^\s*(?:{\s*(-?\d)\s*}|(\d))", rest) or re.match(r"(\d)(?![\w.])", rest)
         quotient = re.match(r"\s*/\s*([^\W\d_]+)", rest)
         found = power or quotient
         if found is None:
@@ -265,4 +283,5 @@ def _is_word(tokens: list[str], index: int, after_word: bool) -> bool:
         return (len(token) > 3 and bool(_VOWEL.search(token))) or (
             is_unit_word(token) and after_value and not is_function
         )
-    return len(token) > 2 or token.casefold() in _SHORT_WORDS or (is_unit_word(token) and (after_value or after_word))
+    is_short_word = token.casefold() in _SHORT_WORDS or _NAME.fullmatch(token) or _ROMAN.fullmatch(token)
+    return len(token) > 2 or bool(is_short_word) or (is_unit_word(token) and (after_value or after_word))

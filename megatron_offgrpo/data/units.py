@@ -1,5 +1,6 @@
 """Units, currencies and counting words: which words after a number are the same, and which can be converted."""
 
+import re
 from fractions import Fraction
 
 from megatron_offgrpo.data.rules import words
@@ -51,26 +52,114 @@ _OF_NAME: dict[str, tuple[str, Fraction]] = {
     for name in names.split()
 }
 
-SCALES = {
-    "hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12,
-    "百": 10**2, "千": 10**3, "万": 10**4, "百万": 10**6, "千万": 10**7, "亿": 10**8, "dozens": 12, "millions": 10**6,
+_PARTS = (
+    "half third quarter fifth sixth seventh eighth ninth tenth eleventh twelfth thirteenth fourteenth fifteenth"
+    " sixteenth seventeenth eighteenth nineteenth twentieth"
+)
+_LARGE_PARTS = {"hundredth": 100, "thousandth": 1000, "ten-thousandth": 10**4, "millionth": 10**6, "billionth": 10**9}
+_OF_PART = {part: number for number, part in enumerate(_PARTS.split(), 2)} | _LARGE_PARTS
+PARTS = {part: Fraction(1, number) for part, number in _OF_PART.items()}
+PARTS |= {f"{part}s": share for part, share in PARTS.items()} | {"halves": Fraction(1, 2)}
+"""Words for parts of one: `three fifths`."""
+
+_LARGE = {
+    "hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12,
+    "quadrillion": 10**15, "quintillion": 10**18, "lakh": 10**5, "crore": 10**7, "dozen": 12, "score": 20,
+}  # fmt: skip
+SCALES: dict[str, int | Fraction] = {
+    **_LARGE, **{f"{word}s": value for word, value in _LARGE.items()}, "tens": 10, "gross": 144,
+    "十": 10, "百": 10**2, "千": 10**3, "万": 10**4, "百万": 10**6, "千万": 10**7, "亿": 10**8, "成": Fraction(1, 10),
+    **PARTS,
 }  # fmt: skip
 """Words that multiply the number before them."""
 
-NEVER_COUNTED = words(
-    "more less fewer than or and not no to from of mod modulo if when for where times plus minus over squared cubed"
-    " factorial even odd prime positive negative is are was the am pm o'clock noon midnight base divided by power"
-    " half halves third thirds quarter quarters 点 时 余 月 号 比 倍 且 或 和 以上 以下 多"
+_FUNCTION_WORDS = words(
+    # Prepositions and adverbs of place, time and degree.
+    "of to from by for in on off at out into onto up down under over below above beneath beyond within without with"
+    " between among before after during until since via versus vs against toward towards around about near past"
+    " through across along behind beside besides inside outside except despite like unlike than as plus minus times"
+    " over ago later earlier early late ahead short away back apart too very so such quite just only even almost"
+    " nearly roughly again else ever yet still once twice thrice there here hence now then bc bce ad ce o'clock"
+    " fold upward downward forward backward"
+    # Comparisons and amounts.
+    " more less most least fewer few fewest many much several some any all both either neither enough extra additional"
+    " another other others greater larger bigger smaller higher lower longer shorter older younger taller heavier"
+    " lighter faster slower warmer colder cheaper closer farther further better worse maximum minimum max min highest"
+    " lowest largest smallest greatest double triple quadruple inverse reciprocal opposite negative positive"
+    # Pronouns, articles, conjunctions, verbs.
+    " the a an this that these those it its they we he she you i who whose which what where when while if unless"
+    " because and or but nor not no none never is are was were be been being am has have had do does did can could"
+    " will would shall should may might must"
+    # Words that make another number of it.
+    " mod modulo factorial base binary ternary octal decimal hexadecimal hex odd even prime divided multiplied power"
+    " pm noon midnight equiv ..."
+    " zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
+    " eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred thousand million billion trillion"
 )
-"""Words that say more of a number than what is counted."""
+_CHINESE_FUNCTION = re.compile(
+    r"半(?![圆径球])|倍|[又零负加减乘除不号月]|以[上下内外]|[前后内里]$|左右|次方|^[成折比多余点时]|[比多余点]$|分之"
+    r"|[一二三四五六七八九十百千万亿]|[且或和]"
+)
+NOT_COUNTED = "(not counted)"
+"""Stands before the words behind a number that are no unit and nothing that can be counted."""
+NEVER_COUNTED = _FUNCTION_WORDS - words("in a") | {NOT_COUNTED}
+"""Words that say more of a number than what is counted; `in` and `a` may be units."""
 
 _POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3, "平方": 2, "立方": 3}
 
 
+_CASED = re.compile(r"([mM])(g|L|m|Hz|W|J|N|V|A|Pa)")
+"""Milli and mega, which only their case tells apart."""
+
+
 def unit_of(name: str) -> tuple[str, Fraction] | None:
     """(base unit, factor) of one unit word, plural or not; None where it is no unit."""
+    cased = _CASED.fullmatch(name)
+    if cased:
+        base, factor = _OF_NAME[cased[2].casefold()]
+        return base, factor * (Fraction(1, 1000) if cased[1] == "m" else 10**6)
     low = name.casefold()
     return _OF_NAME.get(low) or (_OF_NAME.get(low[:-1]) if low.endswith("s") and len(low) > 2 else None)
+
+
+def can_be_counted(run: tuple[str, ...]) -> bool:
+    """Whether words behind a number are scales, units and things: `million dollars`, `km / h`, `red balls per box`.
+
+    A thing is one plain word, or two. What holds a number, a comparison, a preposition or the like says more of the
+    number than what is counted.
+    """
+    if tuple(word.casefold() for word in run[-2:]) == ("in", "total"):
+        run = run[:-2]
+    while run and run[0].casefold() in SCALES:
+        run = run[1:]
+    things = 0
+    for place, word in enumerate(run):
+        low = word.casefold()
+        if low in ("per", "each", "每", "/", "of") and place:
+            things = 0
+        elif low in _POWERS or low.startswith("^") or low[:2] in ("平方", "立方"):
+            continue
+        elif unit_of(word) is not None:
+            if low == "in" and run[place + 1 :] and run[place + 1] != "/" and run[place + 1][0] != "^":
+                return False  # no inch: `in binary`
+        elif not _is_thing(low):
+            return False
+        else:
+            things += 1
+        if things > 2:
+            return False
+    return not run or not _says_how(run[-1].casefold())
+
+
+def _is_thing(low: str) -> bool:
+    if not low.isascii():
+        return low.replace("-", "").isalpha() and not _CHINESE_FUNCTION.search(low)
+    return low.replace("-", "").isalpha() and low not in _FUNCTION_WORDS and low not in SCALES
+
+
+def _says_how(low: str) -> bool:
+    """Participles and adverbs, such as `doubled` and `exactly`, which count nothing."""
+    return (len(low) > 5 and low.endswith("ed")) or (len(low) > 4 and low.endswith(("ly", "wards", "fold")))
 
 
 def is_unit_word(name: str) -> bool:
@@ -102,7 +191,9 @@ def measure(unit_words: tuple[str, ...]) -> tuple[str, Fraction]:
             if known:
                 factor *= known[1] ** (old * exponent - old)
         else:
-            base, own = unit_of(low) or (low[:-1] if low.endswith("s") and len(low) > 3 else low, Fraction(1))
+            base, own = (
+                unit_of(word) or unit_of(low) or (low[:-1] if low.endswith("s") and len(low) > 3 else low, Fraction(1))
+            )
             if base == "m/s":
                 bases += [("m", sign), ("s", -sign)]
             else:

@@ -57,6 +57,13 @@ def test_order_is_kept_over_letters_and_open_questions(pool):
         ("the answer is I think unknown", None),
         ("\\boxed{12}", None),
         ("\\boxed{Benzene}", None),
+        ("\\boxed{(B) and (D)}", None),
+        ("\\boxed{(B) is not correct}", None),
+        ("故选B，不选D。", "B"),
+        ("The correct option is B.", "B"),
+        ("Option B is correct.", "B"),
+        ("B is the correct answer.", "B"),
+        ("\\boxed{故选B}", "B"),
         ("\\boxed{E}", None),  # there are four options
         ("the answer is Because", None),
         ("", None),
