@@ -42,7 +42,7 @@ study-ablations: $(STAMP)
 # is done. Slurm's tests, whose daemons have time limits of their own, share two cores with one part at most.
 PARTS = --output-sync=target --keep-going --no-print-directory -C $(ROOT)
 test: $(STAMP) install-slurm install-launch
-	@echo "all tests, three parts and then two: about fourteen minutes, the first results come after seven"
+	@echo "all tests, three parts and then two: about eleven minutes, the first results come after six"
 	status=0; $(MAKE) --jobs=3 $(PARTS) test-commands test-processes test-units || status=1; \
 		$(MAKE) --jobs=2 $(PARTS) test-slurm test-evaluation || status=1; exit $$status
 
