@@ -30,7 +30,7 @@ class Verification:
     layer_differences: tuple[float, ...] = ()
     """Largest absolute difference of the hidden states after each layer but the last."""
     differing_fields: tuple[str, ...] | None = ()
-    """Of the architecture, config.json's value first; None where the checkpoint records none."""
+    """Where the architectures differ, config.json's value first; None where the checkpoint records none."""
 
     @property
     def ok(self) -> bool:

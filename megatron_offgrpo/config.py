@@ -18,7 +18,7 @@ WeightMode = Literal["constant", "token", "sequence", "group"]
 AllPositiveRule = Literal["set", "add", "none"]
 CheckpointFormat = Literal["sharded", "reshardable"]
 Decay = Annotated[float, Ge(0), Lt(1)]
-"""Of a running mean."""
+"""Share of its old value that a running mean keeps at each step."""
 FP8_MULTIPLE = 16
 """What fp8 products want both sides of a matrix to be a multiple of."""
 

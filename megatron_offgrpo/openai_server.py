@@ -7,7 +7,10 @@ from typing import TypeVar
 from megatron_offgrpo.errors import ConfigError, GenerationError
 
 RETRIES = 5
-"""Of a request that meets a refused connection, a time-out, 408, 409, 429 or a 5xx status; waits grow up to 8 s."""
+"""A request is sent again so often if it meets a refused connection, a time-out, 408, 409, 429 or a 5xx status.
+
+Waits grow up to 8 s.
+"""
 Result = TypeVar("Result")
 
 

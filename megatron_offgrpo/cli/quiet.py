@@ -1,4 +1,4 @@
-"""Keeps remarks of libraries about themselves off a user's terminal. Each is named here; all others come through."""
+"""Keeps remarks of libraries about themselves off a user's terminal: what is named here; all else comes through."""
 
 import logging
 import os
@@ -23,7 +23,7 @@ LOGS = {
     "megatron.core.dist_checkpointing.strategies.torch": "MCore's async save is deprecated",
 }
 """Name of a logger -> how the message begins."""
-SAMPLING = {"eval", "generate", "check-weights", "quickstart"}
+SAMPLING = {"eval", "generate", "check-weights"}
 
 
 def keep_quiet() -> None:

@@ -29,7 +29,7 @@ CONCURRENCY = 16
 MAX_TOKENS = 4096
 TIMEOUT_SECONDS = 600.0
 MAX_ANSWER_CHARACTERS = 2000
-"""Of the end of a solution, where no final answer was extracted from it."""
+"""The judge reads so much of a solution's end where no final answer was extracted from it."""
 PROMPT = """\
 Is the answer of a solution the same as the reference answer to the problem? Judge the final answers alone: not the way
 to them, and not whether the reference is right. Another form of the same value is the same answer. A part of the answer

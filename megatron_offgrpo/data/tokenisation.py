@@ -91,7 +91,7 @@ class ResponseTokens:
     """One response in tokens."""
 
     plain: list[int]
-    """Of the text as it is."""
+    """Tokens of the text as it is."""
     whole: list[int]
     """What is trained on: up to the end of turn, which stands once."""
     same: int

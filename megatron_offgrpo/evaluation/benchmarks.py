@@ -23,7 +23,7 @@ PROBLEM_FIELDS = ("problem", "question", "prompt")
 ANSWER_FIELDS = ("answer", "gold", "final_answer")
 ID_FIELDS = ("id", "unique_id", "problem_id")
 KNOWN_FIELDS = (PROBLEM_FIELDS, ANSWER_FIELDS, ID_FIELDS, OPTION_FIELDS)
-"""Of each the first that a record has is used."""
+"""The first name that a record has is used, for each of problem, answer, id and options."""
 FORM = "records with `problem` (or question, prompt), `answer` and an optional `id`"
 
 

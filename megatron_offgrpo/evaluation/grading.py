@@ -19,7 +19,7 @@ from megatron_offgrpo.data.thinking import ThinkTags
 
 CHUNK = 256
 SHORT_TEXT = 200
-"""Of a text without any mark of an answer, which may be the letter and its option's text alone."""
+"""So much is looked at of a text without any mark of an answer: it may be the letter and its option's text alone."""
 Reason = Literal[
     "equal", "different", "no_box", "unclosed_think", "no_answer", "unreadable", "empty_gold", "unreadable_gold",
     "timeout", "out_of_memory", "crash",

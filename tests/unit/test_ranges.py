@@ -39,7 +39,7 @@ EXAMPLES = {
 
 
 LISTS = {"lrs", "seeds", "stop_token_ids"}
-"""Of the study, which checks their numbers itself, and of a tokenizer."""
+"""Fields of the study, which checks their numbers itself, and of a tokenizer."""
 
 
 def kinds_in(hint):
